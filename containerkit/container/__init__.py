@@ -1,0 +1,1 @@
+"""Containers: create, start, exec, stop, logs, remove."""

@@ -1,0 +1,479 @@
+"""A container: a handle on a record, whose every other fact is read again from the kernel and the disk."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from containerkit.container import logs as log_files
+from containerkit.container.record import Ended, Record, Running, read_ended, read_running, write_ended
+from containerkit.container.specify import specify, specify_exec
+from containerkit.errors import ContainerNotRunning, ContainerRunning, InvalidState
+from containerkit.isolation import cgroup, defaults, seccomp, spawner
+from containerkit.isolation.compile import Facts, compile_container, compile_exec
+from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process, signal_number
+from containerkit.linux import capabilities, process
+from containerkit.linux.tree import make_directory, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from containerkit.container.containers import Containers
+    from containerkit.container.options import Source
+    from containerkit.host import Host
+    from containerkit.isolation.plan import Plan
+    from containerkit.isolation.spec import ExecSpec
+
+    Stdin = None | bytes | int | IO[bytes]
+
+_DIED_UNSEEN = 137  # SIGKILL: the keeper is gone, and took the container with it
+_KILL = 9
+_KEEPER_SECONDS = 10.0
+
+
+class Container:
+    """A container of a host. Several handles, in several processes, may stand for the same one.
+
+    ``Container(image, command, host=host, **options)`` creates one; as a context manager it is also started, and is gone
+    afterwards. ``host.containers.create`` and ``host.containers.get`` give handles too.
+    """
+
+    def __init__(
+        self,
+        image: Source | str,
+        command: str | Sequence[str] | None = None,
+        *,
+        host: Host | None = None,
+        stdin: Stdin = None,
+        **options: Any,
+    ) -> None:
+        """Create, do not start. The options are those of :meth:`Containers.create`, and so are the errors."""
+        if host is None:
+            from containerkit.host import default_host  # noqa: PLC0415 - the one upward look, for convenience
+
+            host = default_host()
+        created = host.containers.create(image, command, stdin=stdin, **options)
+        self.__dict__.update(created.__dict__)
+
+    @classmethod
+    def handle(cls, containers: Containers, record: Record, stdin: Stdin = None) -> Container:
+        """A handle on an existing record."""
+        self = cls.__new__(cls)
+        self._containers = containers
+        self._record = record
+        self._stdin_source = stdin
+        self.stdin: IO[bytes] | None = None
+        return self
+
+    _containers: Containers
+    _record: Record
+    _stdin_source: Stdin
+
+    def __repr__(self) -> str:
+        return f"<Container {self.name} {self.short_id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Container) and other.id == self.id and other.directory == self.directory
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    # --- facts
+
+    @property
+    def id(self) -> str:
+        """64 hexadecimal digits."""
+        return self._record.id
+
+    @property
+    def short_id(self) -> str:
+        """The first 12 of them."""
+        return self._record.id[:12]
+
+    @property
+    def name(self) -> str:
+        """Its name, unique on this host."""
+        return self._record.name
+
+    @property
+    def image(self) -> str:
+        """The name of its image, or the image's id where it had none."""
+        return self._record.image_name
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The image's labels and its own."""
+        return dict(self._record.labels)
+
+    @property
+    def record(self) -> Record:
+        """Everything it was created with."""
+        return self._record
+
+    @property
+    def directory(self) -> str:
+        """Where its writable layer, log and status files are."""
+        return self._containers.directory(self.id)
+
+    @property
+    def status(self) -> str:
+        """``created``, ``running`` or ``exited``."""
+        running = read_running(self.directory)
+        if running is None:
+            return "created"
+        if read_ended(self.directory) is not None:
+            return "exited"
+        if running.keeper_lives():
+            return "running"
+        self._reconcile()
+        return "exited"
+
+    @property
+    def pid(self) -> int | None:
+        """The host's pid of its process 1; None when it does not run."""
+        running = read_running(self.directory)
+        return running.pid if running is not None and self.status == "running" else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Docker's exit code, 128+n after signal n; None before the end."""
+        ended = self._ended()
+        return ended.exit_code if ended else None
+
+    @property
+    def oom_killed(self) -> bool:
+        """Whether the kernel killed a process of it at the memory limit, in its last run."""
+        ended = self._ended()
+        if ended:
+            return ended.oom_kills > 0
+        return self.cgroup.oom_kills() > 0
+
+    @property
+    def cgroup(self) -> cgroup.Cgroup:
+        """Its cgroup: statistics, all its processes."""
+        return cgroup.Cgroup(cgroup.detect(), self.id)
+
+    def logs(self, *, stdout: bool = True, stderr: bool = True) -> bytes:
+        """What it has written so far, over all its runs, in the order in which it came."""
+        wanted = {log_files.STDOUT: stdout, log_files.STDERR: stderr}
+        return b"".join(entry.data for entry in self.log_entries() if wanted.get(entry.stream))
+
+    def log_entries(self) -> Iterator[log_files.Entry]:
+        """The same in pieces, each with its time (ns since the epoch) and stream (1 stdout, 2 stderr)."""
+        return log_files.read(f"{self.directory}/log")
+
+    # --- verbs
+
+    def start(self) -> None:
+        """Start it; returns when its command has been executed.
+
+        Raises :class:`StartError` and its kin (:class:`CommandNotFound`, :class:`CommandNotExecutable`,
+        :class:`UserNotFound`, :class:`InvalidWorkdir`), :class:`ContainerRunning`, :class:`Unsupported`.
+        """
+        if not self._record.detached:
+            spawner.remove_with_owner(self.directory)
+        with self._starting():
+            running = read_running(self.directory)
+            if running is not None and running.keeper_lives():
+                if read_ended(self.directory) is None:
+                    raise ContainerRunning(f"container {self.name} is running already")
+                _wait_gone(running.keeper, running.keeper_start, None)
+            for name in ("exit", "state"):
+                _unlink(f"{self.directory}/{name}")
+            self._forget_volatile()
+            stdin, close = _stdin(self._stdin_source)
+            try:
+                started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL)
+            finally:
+                if close:
+                    os.close(stdin)
+            self.stdin = started.detach()
+
+    def plan(self, *, log: bool = True, remove: bool = False) -> Plan:
+        """The plan that :meth:`start` would hand to the launcher."""
+        record = self._record
+        spec = specify(record, self.directory, _host_files())
+        hierarchy = cgroup.detect()
+        layout = cgroup.layout(hierarchy, record.id, record.limits, defaults.DEVICE_RULES)
+        facts = Facts(
+            cgroups=layout,
+            cgroup_mounts=cgroup.cgroup_mounts(hierarchy, layout),
+            seccomp=self._seccomp(),
+            known_capabilities=capabilities.known((1 << 64) - 1),
+            log=log,
+            with_owner=not record.detached,
+            remove=remove,
+        )
+        return compile_container(spec, facts)
+
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        input: bytes = b"",  # noqa: A002 - Popen's word
+        timeout: float | None = None,
+        check: bool = False,
+        env: Mapping[str, str] | Iterable[str] = (),
+        workdir: str | None = None,
+        user: str | None = None,
+    ) -> Completed:
+        """Run a command inside, feed it ``input``, return its exit code and output.
+
+        At ``timeout`` seconds it and all that it started are killed and :class:`ProcessTimeout` is raised. With ``check`` an
+        exit code other than 0 raises :class:`ProcessFailed`. Raises :class:`ContainerNotRunning`, :class:`StartError`.
+        """
+        process_ = self.spawn(command, env=env, workdir=workdir, user=user)
+        try:
+            completed = process_.communicate(input, timeout)
+            process_.settled()
+        finally:
+            process_.close()
+        return completed.check() if check else completed
+
+    def spawn(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: int = PIPE,
+        stdout: int = PIPE,
+        stderr: int = PIPE,
+        env: Mapping[str, str] | Iterable[str] = (),
+        workdir: str | None = None,
+        user: str | None = None,
+    ) -> Process:
+        """Start a command inside and return it as a running :class:`Process` with pipes (or the given fds).
+
+        Raises :class:`ContainerNotRunning`, :class:`StartError`.
+        """
+        identity = os.urandom(6).hex()
+        spec = specify_exec(self._record, identity, command, env=env, workdir=workdir, user=user)
+        pidfd = self._pidfd()
+        try:
+            return Process(self._exec_plan(spec), spec.process.args, stdin, stdout, stderr, pidfd)
+        except Exception as error:
+            if self.status != "running":
+                raise ContainerNotRunning(f"container {self.name} ended before {spec.process.args[0]} started") from error
+            raise
+        finally:
+            os.close(pidfd)
+
+    def _exec_plan(self, spec: ExecSpec) -> Plan:
+        own = cgroup.layout(cgroup.detect(), self.id, self._record.limits, defaults.DEVICE_RULES)
+        facts = Facts(
+            cgroups=cgroup.exec_layout(own, spec.id),
+            seccomp=self._seccomp(),
+            known_capabilities=capabilities.known((1 << 64) - 1),
+        )
+        return compile_exec(spec, facts)
+
+    def _seccomp(self) -> bytes:
+        if not self._record.seccomp:
+            return b""
+        return seccomp.default_program(self._record.capabilities, self._containers.state.path("cache"))
+
+    def kill(self, signal: str | int = "KILL") -> None:
+        """Send a signal to its process 1. Raises :class:`ContainerNotRunning`, :class:`InvalidOption`."""
+        number = signal_number(signal)
+        pidfd = self._pidfd()
+        try:
+            process.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+    def stop(self, timeout: float = 10) -> None:
+        """Send the stop signal, wait ``timeout`` seconds, kill; returns when it is over.
+
+        Raises :class:`ContainerNotRunning`.
+        """
+        pidfd = self._pidfd()
+        try:
+            process.pidfd_send_signal(pidfd, int(self._record.stop_signal))
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(max(0.0, timeout) * 1000):
+                process.pidfd_send_signal(pidfd, _KILL)
+        finally:
+            os.close(pidfd)
+        self.wait()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait at most ``timeout`` seconds for its end; the exit code.
+
+        Raises :class:`TimeoutError`, and :class:`ContainerNotRunning` where it was never started.
+        """
+        running = read_running(self.directory)
+        if running is None:
+            raise ContainerNotRunning(f"container {self.name} has not been started")
+        # The keeper is the last to go: after it nothing of the run is left.
+        if not _wait_gone(running.keeper, running.keeper_start, timeout):
+            raise TimeoutError(f"container {self.name} still runs after {timeout} s")
+        ended = self._ended()
+        return ended.exit_code if ended else _DIED_UNSEEN
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove it with its writable layer and log; ``force`` kills it first. A second remove does nothing.
+
+        Raises :class:`ContainerRunning`.
+        """
+        running = read_running(self.directory)
+        if running is not None and running.keeper_lives():
+            if read_ended(self.directory) is None:
+                if not force:
+                    raise ContainerRunning(f"container {self.name} is running", hint="stop it, or remove(force=True)")
+                try:
+                    self.kill("KILL")
+                except ContainerNotRunning:
+                    pass
+            _wait_gone(running.keeper, running.keeper_start, None)
+        self._reconcile()
+        self._clear()
+        spawner.keep_from_owner(self.directory)
+
+    def retire(self) -> None:
+        """Remove what may be left of it, its owner being dead. Its keeper saw that end too; wait until it is done."""
+        running = read_running(self.directory)
+        if running is not None:
+            _wait_gone(running.keeper, running.keeper_start, _KEEPER_SECONDS)
+        self._reconcile()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Files first, then the name: a crash between leaves a container that can be removed again."""
+        if self.stdin is not None:
+            try:
+                self.stdin.close()
+            except BrokenPipeError:
+                pass
+            self.stdin = None
+        remove_tree(self.directory)
+        self._containers.forget(self.id)
+
+    def __enter__(self) -> Container:
+        try:
+            if self.status == "created":
+                self.start()
+        except BaseException:
+            self.remove(force=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove(force=True)
+
+    # --- within
+
+    def _ended(self) -> Ended | None:
+        if self.status != "exited":
+            return None
+        return read_ended(self.directory)
+
+    def _reconcile(self) -> None:
+        """Where the keeper was killed: see that nothing of the container is left, and write down that it ended."""
+        running = read_running(self.directory)
+        if running is None or running.keeper_lives():
+            return
+        group = self.cgroup
+        if group.exists():
+            group.kill()
+            _wait_gone(running.pid, running.start, None)
+        group.remove()
+        if read_ended(self.directory) is None:
+            write_ended(self.directory, Ended(_DIED_UNSEEN, 0, time.time_ns()))
+
+    def _pidfd(self) -> int:
+        """A pidfd of process 1 that is certainly it. Raises :class:`ContainerNotRunning`."""
+        running = read_running(self.directory)
+        if running is not None and read_ended(self.directory) is None:
+            pidfd = _identity(running.pid, running.start)
+            if pidfd >= 0:
+                return pidfd
+        raise ContainerNotRunning(f"container {self.name} is not running", hint=f"it is {self.status}")
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """One start at a time, over all processes."""
+        import fcntl  # noqa: PLC0415 - not for run()
+
+        make_directory(self.directory, 0o710)
+        lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._containers.knows(self.id):
+                remove_tree(self.directory)
+                raise InvalidState(f"container {self.name} has been removed")
+            yield
+        finally:
+            os.close(lock)
+
+    def _forget_volatile(self) -> None:
+        """An overlay mounted volatile leaves a mark that refuses the next mount, since a crash of the machine in between
+
+        could have lost data (kernel: overlayfs.rst, "Volatile mount"). Within one owner's life there was no such crash.
+        """
+        remove_tree(f"{self.directory}/work/work/incompat")
+
+
+def _identity(pid: int, start: int) -> int:
+    """A pidfd of the process with this pid and start time, or -1."""
+    try:
+        pidfd = process.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    except OSError:
+        return -1
+    if process.start_time(pid) != start:  # the pid was taken by another before the fd could hold it
+        os.close(pidfd)
+        return -1
+    return pidfd
+
+
+def _wait_gone(pid: int, start: int, timeout: float | None) -> bool:
+    pidfd = _identity(pid, start)
+    if pidfd < 0:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def _stdin(source: Stdin) -> tuple[int, bool]:
+    """An fd to hand over, and whether to close it afterwards. Bytes become a file in memory that ends where they end."""
+    if source is None:
+        return DEVNULL, False
+    if isinstance(source, bytes):
+        fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        view = memoryview(source)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd, True
+    if isinstance(source, int):
+        return source, False
+    return source.fileno(), False
+
+
+def _host_files() -> dict[str, str]:
+    found = {}
+    for path in ("/etc/hosts", "/etc/resolv.conf"):
+        try:
+            with open(path, errors="surrogateescape") as file:
+                found[path] = file.read()
+        except OSError:
+            continue
+    return found
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,154 @@
+"""The containers of a host: create, find, list, run."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from containerkit.container.container import Container
+from containerkit.container.options import make_record
+from containerkit.container.record import Record, load
+from containerkit.errors import AmbiguousContainer, ContainerNotFound, ImageNotFound, InvalidOption, NameInUse
+from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from containerkit.container.container import Stdin
+    from containerkit.container.options import Source
+    from containerkit.image.images import Images
+    from containerkit.state import State
+
+HOST_IMAGE = "host"
+
+
+class Containers:
+    """The containers below one state root."""
+
+    def __init__(self, state: State, images: Images) -> None:
+        self.state = state
+        self._images = images
+
+    def directory(self, identity: str) -> str:
+        """Where a container keeps its files."""
+        return self.state.path("containers", identity)
+
+    def create(
+        self, image: Source | str, command: str | Sequence[str] | None = None, *, stdin: Stdin = None, **options: Any
+    ) -> Container:
+        """Create a container; see :func:`containerkit.container.options.make_record` for the options.
+
+        ``stdin`` is None (/dev/null), bytes, ``containerkit.PIPE`` (then ``container.stdin`` is the way in), an fd or a file.
+        Raises :class:`ImageNotFound`, :class:`NameInUse`, :class:`InvalidOption`, :class:`Unsupported`.
+        """
+        container = self.draft(image, command, stdin=stdin, **options)
+        self._insert(container.record)
+        return container
+
+    def draft(
+        self, image: Source | str, command: str | Sequence[str] | None = None, *, stdin: Stdin = None, **options: Any
+    ) -> Container:
+        """A container that is written down nowhere: what :meth:`create` would insert."""
+        source = self._images.get(image) if isinstance(image, str) else image
+        try:
+            record = make_record(source, self.state.root, command, **options)
+        except TypeError as error:
+            raise InvalidOption(str(error).replace("make_record()", "create")) from error
+        return Container.handle(self, record, stdin)
+
+    def get(self, name_or_id: str) -> Container:
+        """The container of that name, id or unambiguous id prefix.
+
+        Raises :class:`ContainerNotFound`, :class:`AmbiguousContainer`.
+        """
+        if not name_or_id:
+            raise ContainerNotFound("no container has an empty name")
+        rows = self.state.database.execute("SELECT record FROM containers WHERE name=?", (name_or_id,)).fetchall()
+        if not rows and all(digit in "0123456789abcdef" for digit in name_or_id):
+            pattern = (name_or_id, name_or_id + "g")
+            rows = self.state.database.execute("SELECT record FROM containers WHERE id>=? AND id<?", pattern).fetchall()
+        found = [record for record in (load(row[0]) for row in rows) if not self._retire(record)]
+        if not found:
+            raise ContainerNotFound(f"no container {name_or_id!r}")
+        if len(found) > 1:
+            raise AmbiguousContainer(f"{len(found)} containers have an id that begins with {name_or_id}")
+        return Container.handle(self, found[0])
+
+    def list(self, *, all: bool = False) -> list[Container]:  # noqa: A002 - Docker's word
+        """The running containers, or all of them; newest first."""
+        rows = self.state.database.execute("SELECT record FROM containers ORDER BY created_ns DESC, id").fetchall()
+        living = [record for record in (load(row[0]) for row in rows) if not self._retire(record)]
+        handles = [Container.handle(self, record) for record in living]
+        return [container for container in handles if all or container.status == "running"]
+
+    def run(
+        self,
+        image: Source | str,
+        command: str | Sequence[str] | None = None,
+        *,
+        input: bytes = b"",  # noqa: A002 - Popen's word
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> Completed:
+        """Run a command in a container of its own that is gone afterwards; its exit code and output.
+
+        ``input`` is fed to its stdin. At ``timeout`` seconds everything in it is killed and :class:`ProcessTimeout` is raised.
+        With ``check`` an exit code other than 0 raises :class:`ProcessFailed`. Takes the options of :meth:`create`.
+        """
+        if options.get("detach"):
+            raise InvalidOption("detach: run waits for the end", hint="create(..., detach=True) and start()")
+        container = self.create(image, command, **options)
+        record = container.record
+        try:
+            stdin = PIPE if input else DEVNULL
+            process = Process(container.plan(log=False, remove=True), record.args, stdin, PIPE, PIPE)
+            try:
+                completed = process.communicate(input, timeout)
+                process.settled()
+            except BaseException:
+                process.settled()
+                raise
+            finally:
+                process.close()
+        finally:
+            self.forget(record.id)
+        return completed.check() if check else completed
+
+    def knows(self, identity: str) -> bool:
+        """Whether there is such a record."""
+        return bool(self.state.database.execute("SELECT 1 FROM containers WHERE id=?", (identity,)).fetchone())
+
+    def forget(self, identity: str) -> None:
+        """Delete a record; the name is free again."""
+        self.state.database.execute("DELETE FROM containers WHERE id=?", (identity,))
+
+    def _insert(self, record: Record) -> None:
+        try:
+            self._insert_once(record)
+        except NameInUse:
+            # The name may belong to a container whose owner died; then it is free.
+            if self._held(record.name):
+                raise
+            self._insert_once(record)
+
+    def _held(self, name: str) -> bool:
+        row = self.state.database.execute("SELECT record FROM containers WHERE name=?", (name,)).fetchone()
+        return bool(row) and not self._retire(load(row[0]))
+
+    def _insert_once(self, record: Record) -> None:
+        row = (record.id, record.name, record.image, record.dump(), record.created_ns)
+        with self.state.transaction() as database:
+            if record.image != HOST_IMAGE and not database.execute("SELECT 1 FROM images WHERE id=?", (record.image,)).fetchone():
+                raise ImageNotFound(f"image {record.image_name} has been removed")
+            try:
+                database.execute("INSERT INTO containers (id, name, image, record, created_ns) VALUES (?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError as error:
+                raise NameInUse(f"the name {record.name!r} is taken", hint="remove the other container, or choose a name") from error
+
+    def _retire(self, record: Record) -> bool:
+        """Whether the record's owner is dead; then what may be left of its container is removed, and the record."""
+        if record.owner_lives():
+            return False
+        Container.handle(self, record).retire()
+        return True

@@ -1,0 +1,234 @@
+"""Docker's create options: checked, merged with the image's configuration, written down as a :class:`Record`."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from containerkit.container.record import Record
+from containerkit.errors import InvalidOption, Unsupported
+from containerkit.image.host_image import HostImage
+from containerkit.isolation import defaults
+from containerkit.isolation.limits import parse_limits
+from containerkit.isolation.process import signal_number
+from containerkit.linux import capabilities, process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_HOSTNAME_MAX = 63
+NETWORKS = ("none", "host")
+
+
+class RunConfig(Protocol):
+    """What a container takes from its image (image-spec, config.md, "config")."""
+
+    @property
+    def entrypoint(self) -> tuple[str, ...]: ...
+    @property
+    def command(self) -> tuple[str, ...]: ...
+    @property
+    def env(self) -> tuple[str, ...]: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def workdir(self) -> str: ...
+    @property
+    def stop_signal(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+
+class Source(Protocol):
+    """An image, as far as a container needs it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def lowers(self) -> tuple[str, ...]: ...
+
+
+def make_record(  # noqa: PLR0917 - Docker's options
+    image: Source,
+    state_root: str,
+    command: str | Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+    env: Mapping[str, str] | Iterable[str] = (),
+    workdir: str | None = None,
+    user: str | None = None,
+    group_add: Iterable[str | int] = (),
+    hostname: str | None = None,
+    entrypoint: str | Sequence[str] | None = None,
+    memory: str | int | None = None,
+    memory_swap: str | int | None = None,
+    cpus: float | None = None,
+    cpu_shares: int | None = None,
+    cpuset_cpus: str | None = None,
+    pids_limit: int | None = None,
+    network: str = "none",
+    read_only: bool = False,
+    detach: bool = False,
+    labels: Mapping[str, str] | None = None,
+    cap_add: Iterable[str] = (),
+    cap_drop: Iterable[str] = (),
+    no_new_privileges: bool = False,
+    seccomp: bool = True,
+    stop_signal: str | int | None = None,
+) -> Record:
+    """The record of a new container on the host whose state is at ``state_root``.
+
+    ``memory`` takes bytes or Docker's suffixes ("64m"), ``cpus`` CPU seconds a second, ``env`` a mapping or ``KEY=value``
+    strings. ``entrypoint`` replaces the image's and drops its command. Raises :class:`InvalidOption` that names the option,
+    :class:`Unsupported` for a network that is not there yet.
+    """
+    config = image.run
+    identity = os.urandom(32).hex()
+    pid = os.getpid()
+    return Record(
+        id=identity,
+        name=_name(name, identity),
+        image=image.id,
+        image_name=image.names[0] if image.names else image.id,
+        created_ns=time.time_ns(),
+        args=_args(config, command, entrypoint),
+        env=merge_env(defaults.ENV, config.env, environment(env)),
+        cwd=_directory(workdir or config.workdir or "/"),
+        user=str(user) if user is not None else config.user,
+        groups=tuple(str(group) for group in group_add),
+        hostname=_hostname(hostname, identity, network),
+        network=_network(network),
+        limits=parse_limits(
+            memory=memory,
+            memory_swap=memory_swap,
+            cpus=cpus,
+            cpu_shares=cpu_shares,
+            cpuset_cpus=cpuset_cpus,
+            pids_limit=pids_limit,
+        ),
+        lowers=image.lowers,
+        capabilities=_capabilities(cap_add, cap_drop),
+        stop_signal=_stop_signal(stop_signal if stop_signal is not None else config.stop_signal),
+        labels={**config.labels, **{str(key): str(value) for key, value in (labels or {}).items()}},
+        owner=() if detach else (pid, process.start_time(pid)),
+        read_only=read_only,
+        no_new_privileges=no_new_privileges,
+        seccomp=seccomp,
+        hidden=outermost((*image.hidden, state_root)) if isinstance(image, HostImage) else (),
+        in_memory=image.in_memory if isinstance(image, HostImage) else 0,
+    )
+
+
+def outermost(paths: Iterable[str]) -> tuple[str, ...]:
+    """The paths that lie below no other of them."""
+    kept: list[str] = []
+    for path in sorted(set(paths), key=len):
+        if not any(path.startswith(f"{other}/") for other in kept):
+            kept.append(path)
+    return tuple(kept)
+
+
+def words(command: str | Sequence[str] | None, option: str = "command") -> tuple[str, ...]:
+    """A command as a tuple of strings; a string is split as a shell would, without expanding anything."""
+    if command is None:
+        return ()
+    if isinstance(command, str):
+        import shlex  # noqa: PLC0415 - lists are the usual form
+
+        try:
+            return tuple(shlex.split(command))
+        except ValueError as error:
+            raise InvalidOption(f"{option}: {command!r} does not split into words: {error}") from error
+    checked = tuple(os.fspath(word) if isinstance(word, os.PathLike) else word for word in command)
+    for word in checked:
+        if not isinstance(word, str):
+            raise InvalidOption(f"{option}: {word!r} is not a string")
+        if "\0" in word:
+            raise InvalidOption(f"{option}: {word!r} holds a NUL")
+    return checked
+
+
+def environment(env: Mapping[str, str] | Iterable[str]) -> tuple[str, ...]:
+    """``KEY=value`` strings from a mapping or from such strings. Raises :class:`InvalidOption`."""
+    items = getattr(env, "items", None)
+    entries = [f"{key}={value}" for key, value in items()] if items is not None else list(env)
+    for entry in entries:
+        if not isinstance(entry, str) or "\0" in entry or not entry.partition("=")[0] or "=" not in entry:
+            raise InvalidOption(f"env: {entry!r} is not KEY=value")
+    return tuple(entries)
+
+
+def merge_env(*parts: Iterable[str]) -> tuple[str, ...]:
+    """Later entries replace earlier ones of the same key, in place."""
+    merged: dict[str, str] = {}
+    for part in parts:
+        for entry in part:
+            key, _, value = entry.partition("=")
+            merged[key] = value
+    return tuple(f"{key}={value}" for key, value in merged.items())
+
+
+def _args(config: RunConfig, command: str | Sequence[str] | None, entrypoint: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Docker's rule: a new entrypoint drops the image's command; a command replaces only the command."""
+    given = words(command)
+    if entrypoint is not None:
+        first = (entrypoint,) if isinstance(entrypoint, str) and entrypoint else words(entrypoint or (), "entrypoint")
+        args = (*first, *given)
+    else:
+        args = (*config.entrypoint, *(given or config.command))
+    if not args or not args[0]:
+        raise InvalidOption("command: none given, and the image has neither entrypoint nor command")
+    return args
+
+
+def _name(name: str | None, identity: str) -> str:
+    if name is None:
+        return f"ck-{identity[:12]}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidOption(f"name: {name!r} is no container name", hint="letters, digits, and _ . - after the first")
+    return name
+
+
+def _directory(path: str) -> str:
+    if not path.startswith("/"):
+        raise InvalidOption(f"workdir: {path!r} is not absolute")
+    if "\0" in path:
+        raise InvalidOption(f"workdir: {path!r} holds a NUL")
+    return os.path.normpath(path).replace("//", "/")
+
+
+def _hostname(hostname: str | None, identity: str, network: str) -> str:
+    if hostname is None:
+        return "" if network == "host" else identity[:12]
+    if not 0 < len(hostname.encode()) <= _HOSTNAME_MAX or re.search(r"[\s\0/]", hostname):
+        raise InvalidOption(f"hostname: {hostname!r} is no host name", hint=f"1 to {_HOSTNAME_MAX} bytes without space or slash")
+    return hostname
+
+
+def _network(network: str) -> str:
+    if network in NETWORKS:
+        return network
+    if network in {"bridge", "default"}:
+        raise Unsupported("network 'bridge' is not there yet", remedy="use network='none' or network='host'")
+    raise InvalidOption(f"network: {network!r} is unknown", hint="'none' or 'host'")
+
+
+def _capabilities(add: Iterable[str], drop: Iterable[str]) -> tuple[str, ...]:
+    """Docker's rule: ``ALL`` in either list, drops first."""
+    added, dropped = ({str(name).upper() for name in names} for names in (add, drop))
+    held = 0 if "ALL" in dropped else capabilities.mask(defaults.CAPABILITIES)
+    held &= ~capabilities.mask(dropped - {"ALL"})
+    if "ALL" in added:
+        held = ((1 << (capabilities.last_cap() + 1)) - 1) & ~capabilities.mask(dropped - {"ALL"})
+    return capabilities.names(held | capabilities.mask(added - {"ALL"}))
+
+
+def _stop_signal(signal: str | int) -> str:
+    return str(signal_number(signal or "TERM"))

@@ -1,0 +1,78 @@
+"""A host: one state directory and its collections."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from containerkit.container.containers import Containers
+from containerkit.image.images import Images
+from containerkit.isolation import spawner
+from containerkit.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from containerkit.container.options import Source
+    from containerkit.image.reference import Reference
+    from containerkit.image.transfer import Remote
+    from containerkit.isolation.process import Completed
+
+
+class Host:
+    """One state directory, shared by any number of processes and threads: its images and its containers.
+
+    Without ``root``: ``$CONTAINERKIT_ROOT``, else /var/lib/containerkit, or below ``$XDG_DATA_HOME`` without root.
+    Raises :class:`StateError` where that cannot be used.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.state = State(root)
+        self.images = Images(self.state, _connect)
+        self.containers = Containers(self.state, self.images)
+
+    def __repr__(self) -> str:
+        return f"<Host {self.state.root}>"
+
+    @property
+    def root(self) -> str:
+        """The state directory."""
+        return self.state.root
+
+    def run(self, image: Source | str, command: str | Sequence[str] | None = None, **options: Any) -> Completed:
+        """Run a command in a container of its own that is gone afterwards: :meth:`Containers.run`."""
+        return self.containers.run(image, command, **options)
+
+    def warm_up(self) -> None:
+        """Start the helper process now, so that the first container need not wait for it (about 40 ms)."""
+        spawner.warm_up()
+
+    def close(self) -> None:
+        """Close the database connections that this process holds. Containers go on."""
+        self.state.close()
+
+
+def _connect(reference: Reference) -> Remote:
+    """The registry's client loads with the first pull or push."""
+    from containerkit.registry.client import connect  # noqa: PLC0415
+
+    return connect(reference)
+
+
+_lock = threading.Lock()
+_default: Host | None = None
+
+
+def default_host() -> Host:
+    """The Host on the default state root, made once a process."""
+    global _default  # noqa: PLW0603 - the default of a process
+    with _lock:
+        if _default is None or _default.root != State(None).root:
+            _default = Host()
+        return _default
+
+
+def run(image: Source | str, command: str | Sequence[str] | None = None, **options: Any) -> Completed:
+    """Run a command on the default host: :meth:`Host.run`."""
+    return default_host().run(image, command, **options)

@@ -1,0 +1,1 @@
+"""Images: names, manifests, layers, the content store, snapshots."""

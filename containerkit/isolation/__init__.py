@@ -1,0 +1,1 @@
+"""Isolation: what a process may see and use, and how it comes to run there."""

@@ -1,0 +1,118 @@
+"""The launcher: a helper process, one for each process that uses the library, started on first need.
+
+It is single-threaded by construction, so that it may fork and enter namespaces whatever the caller's threads do. For each
+plan it forks a keeper and has no further part in it: all talk is between the keeper and the library. It ends when its
+owner ends.
+
+On its socket (``SOCK_SEQPACKET``) a datagram is one word and its operand: ``s`` start (a memfd with the plan, the reply
+socket and the plan's fds beside it), ``+PATH`` remove this container's directory when the owner dies, ``-PATH`` no longer.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import gc
+import os
+import select
+import struct
+import sys
+import time
+
+from containerkit.isolation.keeper import keep
+from containerkit.linux import process
+from containerkit.linux.tree import remove_tree
+
+_CONTROL_FD = 3
+_MAX_FDS = 16
+_MAX_WORD = 8192
+_MSG_CMSG_CLOEXEC = 0x40000000
+_KEEPERS_END = 10.0  # seconds for the keepers to end their containers after the owner's end
+
+
+def main(owner_pid: int) -> None:
+    """Serve the process ``owner_pid``, which spawned this one and holds the other end of fd 3."""
+    process.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)  # what the caller left inheritable is none of ours
+    owner = process.pidfd_open(owner_pid)
+    if os.getppid() != owner_pid:
+        return  # the owner died before the pidfd was taken
+    if os.fork():
+        os._exit(0)  # the caller's waitpid(-1) must never meet the launcher
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # keepers are reaped by the kernel
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGPIPE):
+        _signal.signal(number, _signal.SIG_IGN)
+    os.chdir("/")
+    process.set_name("ck-launcher")
+    gc.disable()
+    gc.freeze()
+    control = _socket.socket(fileno=_CONTROL_FD)
+    os.set_inheritable(_CONTROL_FD, False)
+    control.send(b"ready %d" % os.getpid())
+    serve(control, owner)
+
+
+def serve(control: _socket.socket, owner: int) -> None:
+    """Fork a keeper for each plan until the owner is gone."""
+    directories: set[str] = set()
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(owner, select.POLLIN)
+    while True:
+        ready = [fd for fd, _ in poll.poll()]
+        if owner in ready:
+            end(directories)
+            return
+        word, ancillary, _, _ = control.recvmsg(_MAX_WORD, _socket.CMSG_SPACE(_MAX_FDS * 4), _MSG_CMSG_CLOEXEC)
+        if not word:  # an orderly shutdown; what dies with the owner still waits for that
+            if directories:
+                select.select([owner], [], [])
+                end(directories)
+            return
+        fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])]
+        if word == b"s":
+            fork_keeper(control, owner, fds)
+        elif word[:1] == b"+":
+            directories.add(os.fsdecode(word[1:]))
+        elif word[:1] == b"-":
+            directories.discard(os.fsdecode(word[1:]))
+
+
+def fork_keeper(control: _socket.socket, owner: int, fds: list[int]) -> None:
+    """One keeper for one plan: ``fds`` are the plan, the reply socket, and what the plan takes over."""
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = -1  # the reply socket closes, which tells the library
+    if pid == 0:
+        try:
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            process.set_name("ck-keeper")
+            control.close()
+            keep(fds[0], _socket.socket(fileno=fds[1]), fds[2:], owner)
+        finally:
+            os._exit(0)
+    for fd in fds:
+        os.close(fd)
+
+
+def end(directories: set[str]) -> None:
+    """The owner is gone: when the keepers have ended their containers, remove what stopped containers left."""
+    deadline = time.monotonic() + _KEEPERS_END
+    for directory in directories:
+        while keeper_lives(directory) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        remove_tree(directory)
+
+
+def keeper_lives(directory: str) -> bool:
+    """Whether the keeper that wrote ``state`` there is still at work."""
+    try:
+        with open(f"{directory}/state") as file:
+            _, _, pid, start = file.read().split()[:4]
+    except OSError:
+        return False
+    return process.start_time(int(pid)) == int(start)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

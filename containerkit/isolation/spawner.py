@@ -1,0 +1,171 @@
+"""The library's side of the launcher: start it when it is first needed, hand it plans.
+
+One launcher a process, shared by all threads. After a fork the child starts its own.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+import sys
+import threading
+
+from containerkit.errors import LauncherLost, Unsupported
+from containerkit.isolation.plan import Plan, encode
+from containerkit.linux import mount
+
+_CONTROL_FD = 3
+_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from containerkit.isolation.launcher import main; main(int(sys.argv[1]))"
+
+
+class Launcher:
+    """The connection to this process's launcher."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        self.socket = _socket.socket(fileno=ours.detach())
+        try:
+            self._first = _spawn(theirs.fileno())
+        finally:
+            theirs.close()
+        self.pid = 0
+
+    def ready(self) -> None:
+        """Wait until it serves. Raises :class:`LauncherLost` where it did not come up."""
+        answer = self.socket.recv(64)
+        try:
+            os.waitpid(self._first, 0)
+        except ChildProcessError:
+            pass  # the caller's own waitpid(-1) was faster
+        if not answer.startswith(b"ready "):
+            raise LauncherLost("the launcher did not start", hint=f"does {sys.executable} -I -S -c pass work?")
+        self.pid = int(answer.split()[1])
+
+    def send(self, word: bytes, fds: tuple[int, ...] = ()) -> None:
+        """One datagram. Raises :class:`LauncherLost`."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
+        try:
+            self.socket.sendmsg([word], rights)
+        except OSError as error:
+            raise LauncherLost("the launcher is gone", hint="the next start will bring up a new one") from error
+
+
+_lock = threading.Lock()
+_current: Launcher | None = None
+_starting: Launcher | None = None
+
+
+def _after_fork() -> None:
+    """A lock that another thread held during the fork would never be released in the child."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def warm_up() -> None:
+    """Start the launcher without waiting for it, so that it comes up while the caller prepares its first container."""
+    global _starting  # noqa: PLW0603 - one launcher a process
+    with _lock:
+        if _starting is None and (_current is None or _current.owner != os.getpid()):
+            _starting = Launcher()
+
+
+def get() -> Launcher:
+    """This process's launcher, started if need be. Raises :class:`LauncherLost` or :class:`Unsupported`."""
+    global _current, _starting  # noqa: PLW0603 - one launcher a process
+    with _lock:
+        if _current is None or _current.owner != os.getpid():
+            fresh = _starting if _starting is not None and _starting.owner == os.getpid() else Launcher()
+            _starting = None
+            fresh.ready()
+            _current = fresh
+        return _current
+
+
+def shutdown() -> None:
+    """Let go of the launcher: it ends. Containers go on as they are; the next start brings up a new one."""
+    global _current  # noqa: PLW0603 - one launcher a process
+    with _lock:
+        if _current is not None and _current.owner == os.getpid():
+            _current.socket.close()
+        _current = None
+
+
+def launch(plan: Plan, fds: tuple[int, ...]) -> _socket.socket:
+    """Hand a plan and its fds (stdin, stdout, stderr, then what the plan wants) to a new keeper; its reply socket.
+
+    Raises :class:`LauncherLost`; a launcher that was lost since the last start is replaced once.
+    """
+    data = os.memfd_create("plan", os.MFD_CLOEXEC)
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    reply = _socket.socket(fileno=ours.detach())
+    try:
+        os.write(data, encode(plan))
+        os.lseek(data, 0, os.SEEK_SET)
+        try:
+            get().send(b"s", (data, theirs.fileno(), *fds))
+        except LauncherLost:
+            forget()
+            get().send(b"s", (data, theirs.fileno(), *fds))
+    except BaseException:
+        reply.close()
+        raise
+    finally:
+        os.close(data)
+        theirs.close()
+    return reply
+
+
+def forget() -> None:
+    """Drop a launcher that died."""
+    shutdown()
+
+
+def remove_with_owner(directory: str) -> None:
+    """Have ``directory`` removed when this process ends, however it ends."""
+    get().send(b"+" + os.fsencode(directory))
+
+
+def keep_from_owner(directory: str) -> None:
+    """Take :func:`remove_with_owner` back."""
+    if _current is not None and _current.owner == os.getpid():
+        _current.send(b"-" + os.fsencode(directory))
+
+
+def _spawn(control: int) -> int:
+    """A fresh interpreter that sees itself through a read-only mount.
+
+    A process in a container that gets hold of ``/proc/PID/exe`` of a process on its way in, or executes
+    ``#!/proc/self/exe``, reaches the host's interpreter. Through a read-only mount that nobody can name it cannot be
+    opened for writing, whatever the container's root may do.
+    """
+    interpreter = os.path.realpath(sys.executable)
+    try:
+        view = mount.open_tree(interpreter, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
+    except OSError as error:
+        raise Unsupported(
+            f"this process may not make mounts: {error.strerror}", remedy="run as root (CAP_SYS_ADMIN); see containerkit.doctor()"
+        ) from error
+    try:
+        mount.mount_setattr("", mount.MOUNT_ATTR_RDONLY, dir_fd=view)
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        arguments = [interpreter, "-I", "-S", "-c", _BOOT, str(os.getpid()), package]
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)]
+            return os.posix_spawn(
+                f"/proc/self/fd/{view}",
+                arguments,
+                {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "PATH") if key in os.environ},
+                file_actions=[(os.POSIX_SPAWN_DUP2, control, _CONTROL_FD), *actions],
+                setsid=True,
+                setsigmask=[],
+            )
+        finally:
+            os.close(null)
+    finally:
+        os.close(view)

@@ -1,0 +1,154 @@
+"""Capabilities (capabilities(7)): names, masks, capset(2), the bounding and the ambient set.
+
+Every setter reads back what the kernel holds afterwards and raises :class:`KernelError` where that is not what was
+asked: a process that keeps a capability by accident is not confined.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from containerkit.errors import InvalidOption, KernelError
+from containerkit.linux.libc import check, libc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# By number, from 0: include/uapi/linux/capability.h.
+NAMES = tuple(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
+        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
+        "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
+        "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+    ).split()
+)
+_NUMBERS = {name: number for number, name in enumerate(NAMES)}
+
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
+_PR_CAP_AMBIENT = 47
+_AMBIENT_IS_SET, _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 1, 2, 4
+_VERSION_3 = 0x20080522
+_HALF = 0xFFFFFFFF
+
+# Bound when the module loads: the launcher looks nothing up by name once it is inside a container.
+_capget, _capset, _prctl = libc.capget, libc.capset, libc.prctl
+_ZERO = ctypes.c_ulong(0)
+
+
+class Sets(NamedTuple):
+    """The three sets of capset(2) as bit masks."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+
+
+@functools.cache
+def last_cap() -> int:
+    """The highest capability number that the running kernel knows (``/proc/sys/kernel/cap_last_cap``)."""
+    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+        return int(file.read())
+
+
+def number(name: str) -> int:
+    """The number of ``CAP_CHOWN``, also written ``chown``. Raises :class:`InvalidOption` for an unknown name."""
+    full = name.upper()
+    full = full if full.startswith("CAP_") else f"CAP_{full}"
+    if full not in _NUMBERS:
+        raise InvalidOption(f"unknown capability {name!r}")
+    return _NUMBERS[full]
+
+
+def mask(names: Iterable[str]) -> int:
+    """The bit mask of the named capabilities. Raises :class:`InvalidOption` for an unknown name."""
+    bits = 0
+    for name in names:
+        bits |= 1 << number(name)
+    return bits
+
+
+def names(bits: int) -> tuple[str, ...]:
+    """The capabilities in a mask, by ascending number; a number without a name is written ``CAP_41``."""
+    return tuple(
+        NAMES[bit] if bit < len(NAMES) else f"CAP_{bit}" for bit in range(bits.bit_length()) if bits >> bit & 1
+    )
+
+
+def known(bits: int) -> int:
+    """``bits`` without the capabilities that the running kernel does not know."""
+    return bits & ((1 << (last_cap() + 1)) - 1)
+
+
+def capget() -> Sets:
+    """``capget(2)`` of the calling thread."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0), 8)
+    data = ctypes.create_string_buffer(24)
+    check(_capget(header, data), "capget")
+    low_e, low_p, low_i, high_e, high_p, high_i = struct.unpack("=6I", data.raw)
+    return Sets(high_e << 32 | low_e, high_p << 32 | low_p, high_i << 32 | low_i)
+
+
+def capset(sets: Sets) -> None:
+    """``capset(2)`` of the calling thread, read back. Raises :class:`KernelError`."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0), 8)
+    halves = [value & _HALF for value in sets] + [value >> 32 for value in sets]
+    check(_capset(header, ctypes.create_string_buffer(struct.pack("=6I", *halves), 24)), "capset")
+    held = capget()
+    if held != sets:
+        raise KernelError("capset", errno.EPERM, hint=f"asked for {sets}, the kernel holds {held}")
+
+
+def bounding() -> int:
+    """The bounding set of the calling thread as a mask."""
+    bits = 0
+    for cap in range(last_cap() + 1):
+        if _control(_PR_CAPBSET_READ, cap):
+            bits |= 1 << cap
+    return bits
+
+
+def drop_bounding(keep: int) -> None:
+    """Drop every capability that is not in ``keep`` from the bounding set, read back. Irrevocable.
+
+    What is already missing from the bounding set stays missing: it cannot be added. Raises :class:`KernelError`.
+    """
+    held = bounding()
+    for cap in range(last_cap() + 1):
+        if held & ~keep & 1 << cap:
+            _control(_PR_CAPBSET_DROP, cap)
+    left = bounding()
+    if left != held & keep:
+        raise KernelError("prctl PR_CAPBSET_DROP", errno.EPERM, hint=f"still there: {', '.join(names(left & ~keep))}")
+
+
+def ambient() -> int:
+    """The ambient set of the calling thread as a mask."""
+    bits = 0
+    for cap in range(last_cap() + 1):
+        if _control(_PR_CAP_AMBIENT, _AMBIENT_IS_SET, cap):
+            bits |= 1 << cap
+    return bits
+
+
+def set_ambient(bits: int) -> None:
+    """Make the ambient set exactly ``bits``, read back; each must be permitted and inheritable already.
+
+    Raises :class:`KernelError`.
+    """
+    _control(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0)
+    for cap in range(bits.bit_length()):
+        if bits >> cap & 1:
+            _control(_PR_CAP_AMBIENT, _AMBIENT_RAISE, cap)
+    if ambient() != bits:
+        raise KernelError("prctl PR_CAP_AMBIENT", errno.EPERM, hint=f"wanted {', '.join(names(bits)) or 'none'}")
+
+
+def _control(option: int, first: int, second: int = 0) -> int:
+    result = int(_prctl(option, ctypes.c_ulong(first), ctypes.c_ulong(second), _ZERO, _ZERO))
+    return check(result, "prctl", f"{option} {first}")

@@ -1,0 +1,1 @@
+"""The Distribution v2 protocol: pull and push."""

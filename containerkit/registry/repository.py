@@ -1,0 +1,254 @@
+"""One repository of a registry, as the Distribution specification 1.1 and Docker's Registry HTTP API V2 have it."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urljoin, urlsplit
+
+from containerkit.errors import (
+    BlobUnknown,
+    ContainerkitError,
+    DigestMismatch,
+    InvalidDigest,
+    InvalidImage,
+    ManifestUnknown,
+    SizeMismatch,
+    UnexpectedResponse,
+    UnsupportedMediaType,
+)
+from containerkit.image.digest import Digest
+from containerkit.image.model import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Descriptor,
+)
+from containerkit.registry import failures
+from containerkit.registry.streams import Download, Upload
+from containerkit.registry.transport import Request
+
+if TYPE_CHECKING:
+    from typing import BinaryIO, Self
+
+    from requests import Response
+
+    from containerkit.image.reference import Reference
+    from containerkit.registry.transport import Answer, Transport
+
+DOCUMENT_TYPES = (*INDEX_TYPES, *MANIFEST_TYPES)
+VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream")
+LARGEST_MANIFEST = 4 << 20
+DIGEST_HEADER = "Docker-Content-Digest"
+
+
+class Repository:
+    """A :class:`~containerkit.image.transfer.Remote`; threads may share it.
+
+    Blobs and manifests are both content here: :meth:`open`, :meth:`has` and :meth:`put` look at the descriptor's media
+    type to find where the protocol keeps it. Every method raises :class:`~containerkit.errors.RegistryError` for what
+    the registry does wrong. Close it, or use it as a context manager, to close its idle connections.
+    """
+
+    def __init__(self, registry: str, name: str, transport: Transport) -> None:
+        self.registry = registry
+        self.name = name
+        self._transport = transport
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Repository {self.registry}/{self.name}>"
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self._transport.close()
+
+    def resolve(self, reference: Reference) -> tuple[Descriptor, bytes]:
+        """The descriptor and bytes of the manifest or index behind ``reference``.
+
+        The digest is computed from the bytes, and compared with the one asked for and with the one that the registry
+        announces. Raises :class:`ManifestUnknown` where there is none, :class:`DigestMismatch` where the content is
+        another, :class:`UnsupportedMediaType` for a document of an unknown kind and :class:`InvalidImage` for what is
+        not a document.
+        """
+        answer = self._manifest(reference.target, f"manifest {reference}")
+        digest = _verify(answer, reference.digest, f"manifest {reference}")
+        return Descriptor(_media_type(answer, f"manifest {reference}"), digest, len(answer.body)), answer.body
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """The bytes of a manifest or index, of exactly this size and digest."""
+        subject = self._subject("manifest", descriptor)
+        answer = self._manifest(descriptor.digest, subject)
+        if len(answer.body) != descriptor.size:
+            message = f"{subject}: the registry has {len(answer.body)} bytes, the descriptor says {descriptor.size}"
+            raise SizeMismatch(message, expected=descriptor.size, actual=len(answer.body))
+        _verify(answer, descriptor.digest, subject)
+        return answer.body
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        """A stream of the content as it is stored, for the caller to verify and close.
+
+        Raises :class:`BlobUnknown` where it is not there, :class:`SizeMismatch` where the registry already declares
+        another size. See :class:`~containerkit.registry.streams.Download` for what reading raises.
+        """
+        if descriptor.media_type in DOCUMENT_TYPES:
+            return io.BytesIO(self.manifest(descriptor))
+        subject = self._subject("blob", descriptor)
+
+        def fetch(offset: int) -> Response:
+            headers = {"Range": f"bytes={offset}-"} if offset else {}
+            url, accept = self._url(descriptor), (200, 206) if offset else (200,)
+            return self._transport.stream(Request("GET", url, subject, headers, None, accept, BlobUnknown))
+
+        return Download(descriptor, fetch, subject)  # type: ignore[return-value] # a RawIOBase that reads like a file
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether the registry says that the content is there."""
+        subject = self._subject("content", descriptor)
+        headers = {"Accept": ", ".join(DOCUMENT_TYPES)} if descriptor.media_type in DOCUMENT_TYPES else {}
+        request = Request("HEAD", self._url(descriptor), subject, headers, None, (200, 404))
+        return self._transport.exchange(request).status != 404  # noqa: PLR2004
+
+    def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+        """Send what is not there yet, read from ``stream`` as it goes.
+
+        Raises :class:`SizeMismatch` or :class:`DigestMismatch` where ``stream`` is not what ``descriptor`` says; the
+        registry then keeps nothing.
+        """
+        if self.has(descriptor):
+            return
+        upload = Upload(descriptor, stream, self._subject("blob", descriptor))
+        if descriptor.media_type in DOCUMENT_TYPES:
+            self._put_manifest(descriptor.digest, descriptor.media_type, b"".join(upload))
+        else:
+            self._put_blob(descriptor, upload)
+
+    def put_manifest(self, reference: Reference, media_type: str, body: bytes) -> Digest:
+        """Store a manifest or index under the tag or digest of ``reference``; all that it names must be there already.
+
+        Raises :class:`DigestMismatch` where ``reference`` has a digest that ``body`` has not.
+        """
+        actual = _hash(body, reference.digest)
+        if reference.digest not in (None, actual):
+            message = f"manifest {reference}: the content hashes to {actual}"
+            raise DigestMismatch(message, expected=str(reference.digest), actual=actual)
+        return self._put_manifest(reference.tag or actual, media_type, body)
+
+    def _put_manifest(self, target: str, media_type: str, body: bytes) -> Digest:
+        subject = f"manifest {self.registry}/{self.name} {target}"
+        url = f"{self.name}/manifests/{target}"
+        request = Request("PUT", url, subject, {"Content-Type": media_type}, body, (201, 200, 202))
+        answer = self._transport.exchange(request, repeat=True)
+        return _verify(answer._replace(body=body), None, subject)
+
+    def _put_blob(self, descriptor: Descriptor, upload: Upload) -> None:
+        subject = self._subject("blob", descriptor)
+        start = Request("POST", f"{self.name}/blobs/uploads/", subject, {"Content-Length": "0"}, None, (202,))
+        location = _location(self._transport.exchange(start), subject)
+        query = "&" if urlsplit(location).query else "?"
+        url = f"{location}{query}digest={quote(descriptor.digest, safe='')}"
+        headers = {"Content-Type": "application/octet-stream"}
+        data = upload if descriptor.size else b"".join(upload)
+        try:
+            self._transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
+        except BaseException as error:
+            self._cancel(location, subject)
+            if upload.failure is not None and upload.failure is not error:
+                raise upload.failure from None
+            raise
+
+    def _cancel(self, location: str, subject: str) -> None:
+        """Tell the registry that an upload is over; it would find out by itself in time."""
+        try:
+            self._transport.exchange(Request("DELETE", location, subject, accept=(204, 404)))
+        except ContainerkitError:
+            return
+
+    def _manifest(self, target: str, subject: str) -> Answer:
+        headers = {"Accept": ", ".join(DOCUMENT_TYPES)}
+        url = f"{self.name}/manifests/{target}"
+        request = Request("GET", url, subject, headers, missing=ManifestUnknown)
+        return self._transport.exchange(request, limit=LARGEST_MANIFEST)
+
+    def _url(self, descriptor: Descriptor) -> str:
+        kind = "manifests" if descriptor.media_type in DOCUMENT_TYPES else "blobs"
+        return f"{self.name}/{kind}/{descriptor.digest}"
+
+    def _subject(self, kind: str, descriptor: Descriptor) -> str:
+        return f"{kind} {self.registry}/{self.name}@{descriptor.digest}"
+
+
+def _location(answer: Answer, subject: str) -> str:
+    """Where to send the upload: absolute or relative, and perhaps on another host (specification, "POST then PUT")."""
+    location = urljoin(answer.url, answer.headers.get("Location", ""))
+    if not answer.headers.get("Location") or urlsplit(location).scheme not in ("http", "https"):
+        message = f"{subject}: the registry does not say where to send it"
+        raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
+    return location
+
+
+def _hash(body: bytes, like: Digest | None) -> Digest:
+    if like is None:
+        return Digest.of(body)
+    hasher = like.hasher()
+    hasher.update(body)
+    return Digest.from_hash(hasher)
+
+
+def _verify(answer: Answer, wanted: Digest | None, subject: str) -> Digest:
+    """The digest of the body, once it is the one wanted and the one that the registry announces."""
+    announced = answer.headers.get(DIGEST_HEADER)
+    try:
+        claims = (wanted, Digest(announced) if announced else None)
+    except InvalidDigest as error:
+        message = f"{subject}: {DIGEST_HEADER} is not a digest: {failures.printable(announced)}"
+        raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status) from error
+    for claim in filter(None, claims):
+        actual = _hash(answer.body, claim)
+        if actual != claim:
+            who = "wanted" if claim is wanted else "announced"
+            raise DigestMismatch(
+                f"{subject}: {who} {claim}, but the content hashes to {actual}", expected=claim, actual=actual
+            )
+    return claims[0] or claims[1] or Digest.of(answer.body)
+
+
+def _media_type(answer: Answer, subject: str) -> str:
+    """What kind of document the body is, by the header and by its own ``mediaType``, which must agree."""
+    served = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if served in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
+        hint = "Docker's schema 1 is of 2015: push the image again with any newer tool"
+        raise UnsupportedMediaType(f"{subject} is of schema 1", media_type=served, hint=hint)
+    if served not in DOCUMENT_TYPES and served not in VAGUE_TYPES:
+        if served.startswith("application/"):
+            raise UnsupportedMediaType(f"{subject} is of an unknown type: {served}", media_type=served)
+        message = f"{subject}: the answer is {failures.printable(served)}, not a manifest"
+        hint = "is this the address of a registry?"
+        raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status, hint=hint)
+    stated = _stated_type(answer.body, subject)
+    if served in DOCUMENT_TYPES and stated in ("", served):
+        return served
+    if stated not in DOCUMENT_TYPES:
+        what = failures.printable(stated) or "no media type"
+        raise UnsupportedMediaType(f"{subject} is of an unknown type: {what}", media_type=stated)
+    if served in DOCUMENT_TYPES:
+        raise InvalidImage(f"{subject} was served as {served} and says that it is {stated}")
+    return stated
+
+
+def _stated_type(body: bytes, subject: str) -> str:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidImage(f"{subject} is not JSON") from error
+    if not isinstance(document, dict):
+        raise InvalidImage(f"{subject} is not a JSON object")
+    stated = document.get("mediaType", "")
+    return stated if isinstance(stated, str) else ""

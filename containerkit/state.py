@@ -1,0 +1,144 @@
+"""The state root: where everything durable lives, and the database that names it.
+
+One root directory, shared by any number of processes:
+
+::
+
+    ROOT/state.db              SQLite in WAL mode: images, names, containers
+    ROOT/blobs/sha256/HEX      content-addressed files
+    ROOT/ingest/               partial downloads and unpackings; anything here may vanish
+    ROOT/layers/CHAIN/         unpacked layers
+    ROOT/containers/ID/        a container's writable layer, log and exit status
+    ROOT/cache/                derived data (compiled seccomp programs)
+
+The database answers in memory speed and survives ``kill -9`` at any instruction: WAL with
+``synchronous=NORMAL`` never loses an acknowledged commit to a dying process.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from containerkit.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE images (
+    id         TEXT PRIMARY KEY,      -- digest of the config
+    manifest   TEXT NOT NULL,         -- digest of the manifest
+    media_type TEXT NOT NULL,
+    run        TEXT NOT NULL,         -- what the start path reads of the config, as JSON
+    layers     TEXT NOT NULL,         -- chain ids, lowest first, as JSON
+    size       INTEGER NOT NULL,      -- compressed bytes of config and layers
+    created_ns INTEGER NOT NULL
+) STRICT;
+CREATE TABLE names (
+    name     TEXT PRIMARY KEY,        -- canonical reference, domain/path:tag or domain/path@digest
+    image    TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE
+) STRICT;
+CREATE INDEX names_image ON names(image);
+CREATE TABLE containers (
+    id         TEXT PRIMARY KEY,
+    name       TEXT NOT NULL UNIQUE,
+    image      TEXT NOT NULL,         -- image id, or the word host
+    record     TEXT NOT NULL,         -- everything else, as JSON
+    created_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX containers_image ON containers(image);
+"""
+
+
+def default_root() -> str:
+    """The state root: ``$CONTAINERKIT_ROOT``, else /var/lib/containerkit, or below ``$XDG_DATA_HOME`` without root."""
+    if root := os.environ.get("CONTAINERKIT_ROOT"):
+        return os.path.abspath(root)
+    if os.geteuid() == 0:
+        return "/var/lib/containerkit"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(data, "containerkit")
+
+
+class State:
+    """One state root. Cheap to make; opens the database on first use, once per thread and process.
+
+    Raises :class:`StateError` where the root cannot be made or the database belongs to a newer version.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = os.path.abspath(os.fspath(root)) if root is not None else default_root()
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        try:
+            for part in ("", "blobs/sha256", "ingest", "layers", "containers", "cache"):
+                os.makedirs(os.path.join(self.root, part), mode=0o711 if part else 0o711, exist_ok=True)
+        except OSError as error:
+            raise StateError(
+                f"cannot use {self.root} as the state root: {error.strerror}",
+                hint="give Host(root=...) or CONTAINERKIT_ROOT a directory that you may write",
+            ) from error
+
+    def path(self, *parts: str) -> str:
+        """A path below the root."""
+        return os.path.join(self.root, *parts)
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """This thread's connection, in autocommit mode; write inside :meth:`transaction`."""
+        connection = getattr(self._local, "connection", None)
+        if connection is None or self._local.pid != os.getpid():
+            connection = self._open()
+            self._local.connection, self._local.pid = connection, os.getpid()
+        return connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction (``BEGIN IMMEDIATE``): all or nothing, one writer at a time."""
+        database = self.database
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close every connection that this object opened in this process."""
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        self._local = threading.local()
+
+    def _open(self) -> sqlite3.Connection:
+        path = self.path("state.db")
+        try:
+            database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.execute("PRAGMA foreign_keys=ON")
+            self._migrate(database)
+        except sqlite3.Error as error:
+            raise StateError(f"cannot use the database {path}: {error}") from error
+        self._connections.append(database)
+        return database
+
+    def _migrate(self, database: sqlite3.Connection) -> None:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == VERSION:
+            return
+        if version > VERSION:
+            raise StateError(f"{self.root} was written by a newer containerkit (schema {version}, this one knows {VERSION})")
+        database.execute("BEGIN IMMEDIATE")
+        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in SCHEMA.split(";"):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version={VERSION}")
+        database.execute("COMMIT")
