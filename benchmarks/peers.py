@@ -2,6 +2,8 @@
 
 Peers run in one long-lived helper whose mount namespace lacks the empty v2 tree of a hybrid cgroup host: crun and
 podman refuse to start where it is mounted. The helper times its children itself: getting there costs a peer nothing.
+
+runc and crun run their own template: no seccomp filter and no overlay, which the other engines and containerkit have.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ Importing this package costs next to nothing: every public name loads its module
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # importing typing would cost more than all the rest of this module
 if TYPE_CHECKING:
     from containerkit.container.container import Container as Container
     from containerkit.doctor import doctor as doctor

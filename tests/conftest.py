@@ -50,7 +50,7 @@ def session_directory() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERKIT_ROOT", os.path.join(directory, "default"))
         yield directory
-        leaks.stop_helper()
+        leaks.shut_down()
         left = leaks.leaks(before, directory, parents=True)
     shutil.rmtree(directory)
     if left:

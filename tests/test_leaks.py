@@ -14,6 +14,8 @@ from support import leaks
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import containerkit as ck
+
 NOWHERE = "/nowhere/that/any/process/mentions"
 
 
@@ -87,3 +89,22 @@ def test_an_empty_cgroup_is_named() -> None:
         os.rmdir(parent)
     assert found == [f"cgroup: {parent} "]
     assert leaks.leaks(before, NOWHERE, parents=True) == []
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_container_left_running_is_found_in_every_way(
+    host: ck.Host, busybox_image: ck.Image, detach: bool, session_directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.run(busybox_image, ["true"])  # the launcher and the database are up, and may stay
+    before = leaks.take()
+    container = host.containers.create(busybox_image, ["sleep", "1000"], pids_limit=32, detach=detach)
+    container.start()
+    monkeypatch.setattr(leaks, "SETTLE_SECONDS", 0)
+    found = leaks.leaks(before, session_directory)
+    container.remove(force=True)
+    monkeypatch.undo()
+    assert any("child of" in line and line.endswith(": sleep 1000") for line in found)
+    assert any("containerkit.isolation.launcher" in line for line in found)  # its keeper
+    assert any(line.startswith("cgroup: ") and container.id in line for line in found)
+    assert leaks.leaks(before, session_directory) == []

@@ -43,6 +43,7 @@ ARCHITECTURES = {"x86_64": (X86_64, X32, I386), "aarch64": (AARCH64, ARM)}
 FAMILIES = (0, 1, 2, 16, 37, 38, 39, 40, 41, 45, 0xFFFFFFFF)
 PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF, 1, 0x40000, 0x400000, 0x1FFFFFFFF, 1 << 32, 0xFFFFFFFF << 32)
 CLONES = (0, 17, 0x10000000, 0x02000000, 0x7E020000, 0x80, 0x3D0F00, 0x20000, 1 << 32, 0x40000000 | 17)
+OUTLIERS = (0xF0000, 0xF0001, 0xF0005, 0xF0006, 0x3FFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 ARGUMENTS = {"socket": FAMILIES, "personality": PERSONALITIES, "clone": CLONES}
 
 
@@ -56,7 +57,7 @@ def calls(machine: str) -> list[Call]:
         for name, number in numbers(abi).items():
             names.setdefault(number, set()).add(name)
         base = X32_BIT if abi == "x32" else 0
-        for number in (*range(base, base + 700), 0xF0000, 0xF0001, 0xF0005, 0xF0006, 0x3FFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF):
+        for number in (*range(base, base + 700), *OUTLIERS):
             values = {value for name in names.get(number, ()) for value in ARGUMENTS.get(name, ())}
             found.extend(Call(architecture, number, (value,)) for value in values | {0, 1})
     return found
@@ -95,7 +96,7 @@ def test_verdicts_equal_libseccomps(machine: str, chosen: str, libseccomp: class
     for call in calls(machine):
         mine, other = classic_bpf.run(ours, call), classic_bpf.run(theirs, call)
         if mine == ENOSYS != other:
-            # Beyond the last call that the profile names: the runtimes put this answer in front of libseccomp's program.
+            # Beyond the last call that the profile names: runtimes put this answer in front of the library's program.
             assert other == EPERM, call
             assert machine == "aarch64" or call.number not in named or call.number & 0xFFFF > 440, call
             beyond += 1
@@ -173,14 +174,16 @@ def test_cached_in_a_file_and_read_from_it(tmp_path: Path) -> None:
 
 def test_the_cached_program_needs_no_compiler(tmp_path: Path) -> None:
     seccomp.default_program(DEFAULT, str(tmp_path))
-    script = (
-        "import sys; from containerkit.isolation.seccomp import default_program as d;"
-        f"p = d({DEFAULT!r}, {str(tmp_path)!r}); assert p;"
-        "print([m for m in sys.modules if m in ('json', 'ctypes') or m.startswith('containerkit.') and m not in ('containerkit.isolation', 'containerkit.isolation.seccomp')])"
-    )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {os.getcwd()!r}); {script}"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.stdout.strip() == "[]", done.stderr
+    script = f"""
+import sys
+sys.path.insert(0, {os.getcwd()!r})
+from containerkit.isolation.seccomp import default_program
+assert default_program({DEFAULT!r}, {str(tmp_path)!r})
+own = [name for name in sys.modules if name.startswith("containerkit.")]
+print(own, [name for name in ("json", "ctypes") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "['containerkit.isolation', 'containerkit.isolation.seccomp'] []\n", done.stderr
 
 
 def test_a_damaged_cache_file_is_replaced(tmp_path: Path) -> None:
@@ -199,7 +202,8 @@ def test_without_a_cache_directory_it_is_compiled(tmp_path: Path) -> None:
 # The law: a compiled program answers what a plain reading of the rules answers.
 
 NAMES = ("read", "write", "clone", "socket", "mount", "openat", "statx", "preadv")
-WORDS = st.sampled_from([0, 1, 2, 0xFFFFFFFF, 1 << 32, (1 << 32) + 1, 0x80000000, (1 << 64) - 1]) | st.integers(0, 2**64 - 1)
+EDGES = st.sampled_from([0, 1, 2, 0xFFFFFFFF, 1 << 32, (1 << 32) + 1, 0x80000000, (1 << 64) - 1])
+WORDS = EDGES | st.integers(0, 2**64 - 1)
 CONDITIONS = st.builds(
     Condition,
     st.integers(0, 5),
@@ -219,7 +223,7 @@ RULES = st.builds(
 
 def holds(condition: Condition, arguments: tuple[int, ...], bits: int) -> bool:
     width = (1 << min(bits, condition.bits)) - 1
-    argument, value, mask = arguments[condition.index] & width, condition.value & width, condition.mask & width
+    argument, value, mask = arguments[condition.argument] & width, condition.value & width, condition.mask & width
     return {
         "==": argument == value,
         "!=": argument != value,

@@ -74,7 +74,7 @@ def test_lookup(spec: str, expected: Account) -> None:
 def test_unknown_names_the_word(spec: str) -> None:
     with pytest.raises(UserNotFound) as caught:
         lookup(spec, PASSWD, GROUP)
-    assert spec.split(":")[-1] in str(caught.value)
+    assert spec.rsplit(":", maxsplit=1)[-1] in str(caught.value)
     assert isinstance(caught.value, LookupError)
 
 
@@ -108,7 +108,7 @@ def test_as_the_c_library_sees_the_hosts_own_files() -> None:
     """Every account of this machine, against id(1)."""
     passwd, group = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes()
     for line in passwd.splitlines():
-        name = os.fsdecode(line.split(b":")[0])
+        name = os.fsdecode(line.split(b":", 1)[0])
         account = lookup(name, passwd, group)
         printed = [
             subprocess.run(["id", *option, name], capture_output=True, check=True, text=True).stdout.split()

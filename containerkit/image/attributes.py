@@ -28,7 +28,9 @@ class Attributes(NamedTuple):
 def read_attributes(path: bytes, status: os.stat_result) -> Attributes:
     """Those of the file at ``path``, without overlay's own."""
     names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
-    xattrs = tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names if not name.startswith(OVERLAY))
+    xattrs = tuple(
+        (name, os.getxattr(path, name, follow_symlinks=False)) for name in names if not name.startswith(OVERLAY)
+    )
     mode = stat.S_IMODE(status.st_mode)
     return Attributes(mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_atime_ns, xattrs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import BlobNotFound
@@ -84,10 +85,8 @@ class BlobStore:
 
     def remove(self, digest: Digest) -> None:
         """Remove the blob, if it is there."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(self.path(digest))
-        except FileNotFoundError:
-            pass
 
     def digests(self) -> Iterator[Digest]:
         """Every blob."""

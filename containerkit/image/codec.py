@@ -196,8 +196,13 @@ def parse_config(raw: bytes) -> ImageConfig:
 
 
 def _history(step: Document) -> History:
-    words = [step.text(key) for key in ("created", "created_by", "comment", "author")]
-    return History(*words, empty_layer=step.fields.get("empty_layer") is True)
+    return History(
+        created=step.text("created"),
+        created_by=step.text("created_by"),
+        comment=step.text("comment"),
+        author=step.text("author"),
+        empty_layer=step.fields.get("empty_layer") is True,
+    )
 
 
 def as_digest(text: str, where: str) -> Digest:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC = (b"\x2a\x4d\x18", range(0x50, 0x60))
+LONGEST_MAGIC = 4
 GZIP_FORMAT = 31
 MOST_AT_ONCE = 4 << 20
 LARGEST_WINDOW = 128 << 20
@@ -32,7 +33,7 @@ def decompressed(read: Callable[[], bytes]) -> Callable[[], bytes]:
 
 def _pieces(read: Callable[[], bytes]) -> Iterator[bytes]:
     head = b""
-    while len(head) < 4 and (piece := read()):
+    while len(head) < LONGEST_MAGIC and (piece := read()):
         head += piece
     if head.startswith(GZIP_MAGIC):
         return _gunzip(head, read)
@@ -58,7 +59,7 @@ def _plain(head: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
-    make, errors = _inflater()
+    make, damaged = _inflater()
     inflater = make()
     started = False
     while data or (data := read()):
@@ -69,7 +70,7 @@ def _gunzip(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
             inflater, started = make(), True
         try:
             plain = inflater.decompress(data, MOST_AT_ONCE)
-        except errors as error:
+        except damaged as error:
             raise CorruptLayer(f"damaged gzip data: {error}") from error
         data = inflater.unconsumed_tail
         if inflater.eof:
@@ -80,18 +81,20 @@ def _gunzip(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
         raise CorruptLayer("the gzip data is truncated")
 
 
-def _inflater() -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
+def _inflater() -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes a decompressor, and the error it raises."""
+    module: Any
     try:
-        from isal import isal_zlib
+        from isal import isal_zlib as module
     except ImportError:
-        return (lambda: zlib.decompressobj(GZIP_FORMAT)), (zlib.error,)
-    return (lambda: isal_zlib.decompressobj(GZIP_FORMAT)), (isal_zlib.error, zlib.error)
+        module = zlib
+    return (lambda: module.decompressobj(GZIP_FORMAT)), module.error
 
 
 def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
     import zstandard
 
-    source = _Source(data, read)
+    source: Any = _Source(data, read)
     frames = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
     with frames.stream_reader(source, read_across_frames=True, closefd=False) as stream:
         while True:

@@ -17,7 +17,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from containerkit.errors import CorruptLayer, KernelError, UnsafeEntry
+from containerkit.errors import CorruptLayer, KernelError, RegistryError, UnsafeEntry
 from containerkit.image import layer
 from containerkit.image.attributes import CREATE, Attributes, copy_file, read_attributes, set_xattrs
 from containerkit.image.merged import OPAQUE, MergedView, is_whiteout
@@ -38,7 +38,7 @@ MOST_PARENTS = 64
 REFUSED = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.EMLINK}
 
 
-class LowersNeeded(Exception):  # noqa: N818
+class LowersNeeded(Exception):
     """The layer refers to lower ones, which the caller has not given yet: start again with them."""
 
 
@@ -82,6 +82,8 @@ class Extractor:
         while entry := reader.next():
             try:
                 self._unpack(entry)
+            except RegistryError:
+                raise  # the stream broke: many of these are OSErrors, too
             except OSError as error:
                 raise _translated(error, entry) from error
 
@@ -213,7 +215,7 @@ class Extractor:
                 return
 
     def _link_source(self, entry: Entry) -> tuple[int, bytes, bytes]:
-        """Parent, its path, and name of a hard link's target, which a lower layer may have: then it is copied up first."""
+        """Parent, its path, and name of a hard link's target; what only a lower layer has is copied up first."""
         try:
             path = clean(entry.link.lstrip(b"/"))
         except UnsafeEntry:
@@ -231,7 +233,7 @@ class Extractor:
             kind = UnsafeEntry if entry.link.startswith(b"/") else CorruptLayer
             target = os.fsdecode(entry.link)
             raise kind(f"{entry.display!r} is a hard link to {target!r}, no file of the image", entry=entry.display)
-        dir_fd, real = self._enter(real_head)
+        dir_fd, real = self._parents.get(real_head) or self._enter(real_head)
         if not _exists(base, dir_fd):
             copy_file(found.path, found.stat, dir_fd, base)
         return dir_fd, real, base

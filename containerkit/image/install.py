@@ -5,29 +5,22 @@ Each layer is read once: source -> verify -> blob file, and at once decompress -
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import InvalidImage, LayerError
+from containerkit.errors import InvalidImage
 from containerkit.image import platform
 from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import LARGEST_CONFIG, LARGEST_DOCUMENT, parse_config, parse_document
-from containerkit.image.compression import decompressed
-from containerkit.image.extract import Extractor, LowersNeeded
-from containerkit.image.layer import TarReader
 from containerkit.image.model import Index, Layer
 from containerkit.image.runconfig import RunConfig
-from containerkit.image.snapshots import LayerStore
-from containerkit.image.stream import PIECE, Cancelled, ReadAhead, Verified, read_verified, wrong_digest
+from containerkit.image.stream import read_verified
+from containerkit.image.unpack import Below, LayerInstaller
 from containerkit.linux.paths import private_umask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Future
 
     from containerkit.image.digest import Digest
@@ -54,12 +47,12 @@ class Installer:
     """Installs images of one source below ``root``, whose lock the caller holds (:func:`.locks.shared`)."""
 
     def __init__(self, root: str, source: BlobSource, name: str) -> None:
-        self._ingest = os.path.join(root, "ingest")
         self._source = source
         self._name = name
         self._blobs = BlobStore(root)
-        self._layers = LayerStore(root)
         self._cancelled = threading.Event()
+        self._failures: list[BaseException] = []
+        self._installer = LayerInstaller(root, source, self._cancelled)
 
     def install(self, root: Descriptor, body: bytes) -> Installed:
         """Install the image of the manifest or index ``body``, whose digest has been verified.
@@ -99,23 +92,37 @@ class Installer:
         return config
 
     def _install_layers(self, layers: tuple[Layer, ...]) -> None:
-        """Install them side by side. What fails first is raised; what it made pointless is cancelled."""
-        done: list[Future[None]] = []
+        """Install them side by side. The failure that came first is raised; what it made pointless is cancelled."""
+        work: list[Future[None]] = []
+        chain = tuple(layer.chain_id for layer in layers)
         with ThreadPoolExecutor(LAYERS_AT_ONCE, "containerkit-layer", initializer=private_umask) as pool:
             try:
-                for number in range(len(layers)):
-                    done.append(pool.submit(self._install_layer, layers, number, done[-1] if done else None))
-                for future in done:
+                for number, layer in enumerate(layers):
+                    below = Below(chain[:number][::-1], work[-1] if work else None)
+                    work.append(pool.submit(self._install_layer, layer, below))
+                for future in work:
                     future.result()
-            except BaseException:
+            except BaseException as error:
                 self._cancelled.set()
                 pool.shutdown(cancel_futures=True)
-                raise _cause(done)  # noqa: B904 - the first failure in time, not in order
+                if isinstance(error, Exception) and self._failures:
+                    raise self._failures[0] from None
+                raise
 
-    def _install_layer(self, layers: tuple[Layer, ...], number: int, below: Future[None] | None) -> None:
+    def _install_layer(self, layer: Layer, below: Below) -> None:
         try:
-            task = LayerTask(self, layers, number, below)
-            task.run()
-        except BaseException:
+            self._installer.install(layer, below)
+        except BaseException as error:
+            self._failures.append(error)
             self._cancelled.set()
             raise
+
+
+def match_layers(manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
+    """The layers of a manifest with what the config says of each, lowest first."""
+    if len(manifest.layers) != len(config.diff_ids):
+        raise InvalidImage(
+            f"the manifest has {len(manifest.layers)} layers, the config {len(config.diff_ids)} diff ids"
+        )
+    rows = zip(manifest.layers, config.diff_ids, config.chain_ids, strict=True)
+    return tuple(Layer(descriptor, diff_id, chain_id) for descriptor, diff_id, chain_id in rows)

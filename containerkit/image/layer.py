@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BLOCK = 512
 LARGEST_META = 1 << 20
 ZERO = bytes(BLOCK)
+NO_ID = 0xFFFFFFFF  # chown's "leave it"
+NEWLINE = 0x0A
 HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -76,7 +78,8 @@ class TarReader:
             if not block or block == ZERO:
                 if pax:
                     raise self._corrupt("ends after an extended header")
-                return self._end(block)
+                self._end(block)
+                return None
             fields = HEADER.unpack(block)
             verify_checksum(block, fields[6])
             kind = fields[7]
@@ -167,7 +170,8 @@ class TarReader:
         uid, gid = number(fields[2]), number(fields[3])
         name = pax.get(b"path") or ustar_name(block, fields)
         self._name = name
-        atime, link, xattrs, sparse = mtime, fields[8].partition(b"\0")[0], (), None
+        atime, link, sparse = mtime, fields[8].partition(b"\0")[0], None
+        xattrs: tuple[tuple[bytes, bytes], ...] = ()
         if pax:
             size, uid, gid = (pax_number(pax, key, old) for key, old in ((b"size", size), (b"uid", uid), (b"gid", gid)))
             mtime = pax_time(pax, b"mtime", mtime)
@@ -181,7 +185,7 @@ class TarReader:
             size = 0
         else:
             raise CorruptLayer(f"{os.fsdecode(name)!r} has the unknown type {kind!r}", entry=os.fsdecode(name))
-        if not name or size < 0 or not 0 <= uid < 0xFFFFFFFF or not 0 <= gid < 0xFFFFFFFF or b"\0" in name + link:
+        if not name or size < 0 or not 0 <= uid < NO_ID or not 0 <= gid < NO_ID or b"\0" in name + link:
             raise CorruptLayer(f"{os.fsdecode(name)!r} has an invalid header", entry=os.fsdecode(name))
         self._data, self._padding = size, -size % BLOCK
         if kind == b"S":
@@ -231,14 +235,14 @@ def number(field: bytes) -> int:
 
 
 def parse_pax(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records ``length key=value\\n``, where length counts the whole record in decimal."""
+    r"""The records ``length key=value\\n``, where length counts the whole record in decimal."""
     position = 0
     while position < len(content):
         space = content.find(b" ", position, position + 20)
         digits = content[position:space] if space > 0 else b""
         end = position + int(digits) if digits.isdigit() else 0
         key, equals, value = content[space + 1 : end - 1].partition(b"=")
-        if not space < end <= len(content) or content[end - 1] != 0x0A or not equals or not key:
+        if not space < end <= len(content) or content[end - 1] != NEWLINE or not equals or not key:
             raise CorruptLayer("not a tar: a pax header does not parse")
         yield key, value
         position = end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from containerkit.linux.mount import Mount
+from containerkit.linux.fileview import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a container takes from its image's config. The start path reads it from the database, so it is free to import."""
+"""What a container takes from its image's config. The start path reads it from the database: free to import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from containerkit.image.codec import Document
     from containerkit.image.model import ImageConfig
@@ -35,8 +36,11 @@ class RunConfig(NamedTuple):
         """From the database."""
         import json
 
-        fields = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        for key, value in fields.items():
+            if isinstance(value, list):
+                fields[key] = tuple(value)
+        return cls(**fields)
 
     @classmethod
     def from_config(cls, config: ImageConfig) -> RunConfig:

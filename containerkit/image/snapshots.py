@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from containerkit.image.digest import Digest
-    from containerkit.linux.mount import Mount
+    from containerkit.linux.fileview import Mount
 
 
 class Snapshot(NamedTuple):

@@ -1,4 +1,4 @@
-"""Sparse files in tars: the old GNU form and the pax forms 0.0, 0.1 and 1.0 (GNU tar manual, "Storing Sparse Files")."""
+"""Sparse files in tars: the old GNU form and pax 0.0, 0.1 and 1.0 (GNU tar manual, "Storing Sparse Files")."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 MOST_REGIONS = 1 << 20
+MOST_DIGITS = 20
 
 
 class Sparse(NamedTuple):
@@ -94,6 +95,6 @@ def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
 
 def decimal(text: bytes) -> int:
     """A number of a sparse map."""
-    if not text.isdigit() or len(text) > 20:
+    if not text.isdigit() or len(text) > MOST_DIGITS:
         raise CorruptLayer(f"a sparse file's map has {text[:32]!r} for a number")
     return int(text)

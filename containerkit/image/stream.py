@@ -10,10 +10,9 @@ from containerkit.errors import DigestMismatch, SizeMismatch
 from containerkit.image.digest import Digest
 
 if TYPE_CHECKING:
+    from _hashlib import HASH
     from collections.abc import Callable
     from typing import BinaryIO, Self
-
-    from _hashlib import HASH
 
     from containerkit.image.model import Descriptor
 
@@ -21,7 +20,7 @@ PIECE = 1 << 20
 MOST_AHEAD = 8
 
 
-class Cancelled(Exception):  # noqa: N818
+class Cancelled(Exception):
     """Somebody else's failure has made this work pointless."""
 
 
@@ -94,7 +93,7 @@ def read_verified(stream: BinaryIO, descriptor: Descriptor, limit: int) -> bytes
     """All of a small document, checked; one that declares more than ``limit`` bytes is refused unread."""
     if descriptor.size > limit:
         raise SizeMismatch(
-            f"{descriptor.digest} declares {descriptor.size} bytes, more than the {limit} that such a document may have",
+            f"{descriptor.digest} declares {descriptor.size} bytes; such a document may have {limit}",
             expected=limit,
             actual=descriptor.size,
         )
@@ -122,8 +121,8 @@ def _updated(state: HASH, content: bytes) -> HASH:
 class ReadAhead:
     """Runs ``read`` in a thread, a few pieces ahead, and hashes what passes; a context manager.
 
-    zlib, isal and hashlib release the interpreter's lock on large pieces, so that inflating and hashing go on beside the
-    system calls of whoever takes the pieces.
+    zlib, isal and hashlib release the interpreter's lock on large pieces, so that inflating and hashing go on beside
+    the system calls of whoever takes the pieces.
     """
 
     def __init__(self, read: Callable[[], bytes], state: HASH) -> None:

@@ -17,7 +17,7 @@ from containerkit.isolation import cgroup_v1, cgroup_v2
 from containerkit.isolation.cgroup_files import Stats, children, processes
 from containerkit.isolation.cgroup_layout import PARENT, CgroupLayout, Hierarchy, detect
 from containerkit.isolation.limits import DeviceRule, Limits, parse_limits, parse_memory
-from containerkit.linux.mount import Mount
+from containerkit.linux.fileview import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,14 +48,15 @@ def layout(
 
 def exec_layout(container: CgroupLayout, exec_id: str) -> CgroupLayout:
     """The cgroups of a process that joins ``container``: the same limits, and a handle of its own to kill it by."""
-    return (cgroup_v2 if container.into else cgroup_v1).exec_layout(container, exec_id)
+    make = cgroup_v2.exec_layout if container.into else cgroup_v1.exec_layout
+    return make(container, exec_id)
 
 
 @functools.cache
 def device_filter_available() -> bool:
     """Whether this kernel and this user can load a cgroup v2 device program."""
-    from containerkit.isolation.device_program import compile_rules  # noqa: PLC0415 - v2 only
-    from containerkit.linux import bpf  # noqa: PLC0415
+    from containerkit.isolation.device_program import compile_rules
+    from containerkit.linux import bpf
 
     try:
         os.close(bpf.load_device_program(compile_rules((DeviceRule(allow=False),))))
@@ -76,24 +77,23 @@ def cgroup_mounts(hierarchy: Hierarchy, layout: CgroupLayout) -> tuple[Mount, ..
             together.setdefault(base, []).append(controller)
     if not together:
         return ()
-    mounts = [Mount("/sys/fs/cgroup", "tmpfs", "tmpfs", ("nosuid", "noexec", "nodev", "mode=755", "size=64k"))]
+    size = ("mode=755", "size=64k")
+    mounts = [Mount("/sys/fs/cgroup", "tmpfs", "tmpfs", ("nosuid", "noexec", "nodev", *size))]
     mounts += [
         Mount(f"/sys/fs/cgroup/{','.join(names)}", "cgroup", "cgroup", (*flags, *names)) for names in together.values()
     ]
     if layout.into:
         mounts.append(Mount("/sys/fs/cgroup/unified", "cgroup2", "cgroup", flags))
-    return (*mounts, Mount("/sys/fs/cgroup", "tmpfs", "tmpfs", ("remount", *flags, "mode=755", "size=64k")))
+    return (*mounts, Mount("/sys/fs/cgroup", "tmpfs", "tmpfs", ("remount", *flags, *size)))
 
 
 class Cgroup:
-    """The cgroups of one container (or of one exec'd process), by name: every fact is read from the kernel each time."""
+    """The cgroups of one container (or of one exec'd process), by name: every fact is read anew."""
 
     def __init__(self, hierarchy: Hierarchy, name: str) -> None:
         """``name`` as in :attr:`CgroupLayout.name`: the container id, or ``ID/exec-X``."""
         self.hierarchy = hierarchy
         self.name = name
-        self._limits = cgroup_v2 if hierarchy.mode == "v2" else cgroup_v1
-        self._tracking = cgroup_v2 if hierarchy.unified else cgroup_v1
 
     def __repr__(self) -> str:
         return f"<Cgroup {self.name} ({self.hierarchy.mode})>"
@@ -110,11 +110,13 @@ class Cgroup:
 
     def stats(self) -> Stats:
         """What has been used, and the limits."""
-        return self._limits.stats(self._directories())
+        stats = cgroup_v2.stats if self.hierarchy.mode == "v2" else cgroup_v1.stats
+        return stats(self._directories())
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed at the memory limit. 0 where memory is not accounted."""
-        return self._limits.oom_kills(self._directories())
+        oom_kills = cgroup_v2.oom_kills if self.hierarchy.mode == "v2" else cgroup_v1.oom_kills
+        return oom_kills(self._directories())
 
     def processes(self) -> tuple[int, ...]:
         """All pids, those of exec'd processes too."""
@@ -122,16 +124,19 @@ class Cgroup:
 
     def freeze(self) -> None:
         """Stop every process where it stands, until :meth:`thaw`. Raises :class:`TimeoutError` after a second."""
-        self._tracking.freeze(self._require_tracking())
+        freeze = cgroup_v2.freeze if self.hierarchy.unified else cgroup_v1.freeze
+        freeze(self._require_tracking())
 
     def thaw(self) -> None:
         """Let the processes go on."""
-        self._tracking.thaw(self._require_tracking())
+        thaw = cgroup_v2.thaw if self.hierarchy.unified else cgroup_v1.thaw
+        thaw(self._require_tracking())
 
     def kill(self) -> None:
         """SIGKILL to every process at once. Nothing where the cgroup is gone."""
         if self.exists():
-            self._tracking.kill(self.tracking)
+            kill = cgroup_v2.kill if self.hierarchy.unified else cgroup_v1.kill
+            kill(self.tracking)
 
     def remove(self) -> None:
         """Remove the directories; idempotent. The processes must be dead, and may still be on their way out.
@@ -143,7 +148,8 @@ class Cgroup:
                 _rmdir(path)
 
     def _directories(self) -> dict[str, str]:
-        return self._limits.directories(self.hierarchy, self.name)
+        directories = cgroup_v2.directories if self.hierarchy.mode == "v2" else cgroup_v1.directories
+        return directories(self.hierarchy, self.name)
 
     def _require_tracking(self) -> str:
         if not self.tracking:
@@ -155,7 +161,10 @@ class Cgroup:
 
 
 def forget_parents(hierarchy: Hierarchy) -> None:
-    """Remove the ``containerkit`` parents where no container is left below; not while containers are being started."""
+    """Remove the ``containerkit`` parents where no container is left below.
+
+    For the end of a test run or an uninstallation: a container that is being started at this moment would fail.
+    """
     for base in {*hierarchy.controllers.values(), hierarchy.unified} - {""}:
         try:
             os.rmdir(f"{base}/{PARENT}")

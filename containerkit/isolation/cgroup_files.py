@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import NamedTuple
+
+_SIGKILL = 9
 
 
 class Stats(NamedTuple):
@@ -61,7 +62,7 @@ def processes(directory: str) -> tuple[int, ...]:
     return tuple(int(pid) for path in children(directory) for pid in read(f"{path}/cgroup.procs").split())
 
 
-def signal_all(directory: str, number: int = signal.SIGKILL) -> None:
+def signal_all(directory: str, number: int = _SIGKILL) -> None:
     """Send a signal to every process in a cgroup and below."""
     for pid in processes(directory):
         try:

@@ -1,4 +1,4 @@
-"""Where cgroups can be made on this host (:class:`Hierarchy`), and what a container's will look like (:class:`CgroupLayout`)."""
+"""Where cgroups can be made on this host, and what a container's will look like: both as values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Hierarchy(NamedTuple):
 
 
 class CgroupLayout(NamedTuple):
-    """Everything that makes, fills and removes the cgroups of one process tree, as data for plain file operations."""
+    """All that makes, fills and removes the cgroups of one process tree, as data for plain file operations."""
 
     mode: str
     name: str
@@ -41,7 +41,7 @@ class CgroupLayout(NamedTuple):
     tasks: tuple[str, ...] = ()
     """v1: each is opened and given ``0`` by the new process itself while it is single-threaded.
 
-    For a single-threaded process that takes a short path in the kernel (0.02-0.1 ms a file) where ``cgroup.procs`` waits
+    For a single-threaded process that is a short path in the kernel (0.02-0.1 ms a file) where ``cgroup.procs`` waits
     for an RCU grace period (5-17 ms after idle)."""
     into: str = ""
     """v2: directory to be born in, with CLONE_INTO_CGROUP"""

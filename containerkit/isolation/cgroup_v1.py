@@ -169,7 +169,7 @@ def oom_kills(dirs: Mapping[str, str]) -> int:
 
 
 def freeze(tracking: str) -> None:
-    """Stop every process, until :func:`thaw`. Raises :class:`TimeoutError` where that does not happen within a second."""
+    """Stop every process, until :func:`thaw`. Raises :class:`TimeoutError` after about a second."""
     state = f"{tracking}/freezer.state"
     for _ in range(_FREEZE_ATTEMPTS):
         # A fork that races with the freeze leaves the group in FREEZING until the state is written again.

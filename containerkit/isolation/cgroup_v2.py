@@ -47,12 +47,12 @@ def layout(
     parent = f"{hierarchy.unified}/{PARENT}"
     own, enforced = f"{parent}/{name}", bool(devices) and device_filter
     enable = " ".join(f"+{controller}" for controller in used)
-    handed_down = [(f"{path}/cgroup.subtree_control", enable, "hand down controllers") for path in (hierarchy.unified, parent)]
+    hand_down = [(f"{path}/cgroup.subtree_control", enable, "controllers") for path in (hierarchy.unified, parent)]
     return CgroupLayout(
         mode=hierarchy.mode,
         name=name,
         dirs=(parent, own),
-        writes=(*(handed_down if used else ()), *_limit_writes(own, limits)),
+        writes=(*(hand_down if used else ()), *_limit_writes(own, limits)),
         into=own,
         tracking=own,
         kill=f"{own}/cgroup.kill",
@@ -63,7 +63,7 @@ def layout(
 
 
 def _device_program(devices: Sequence[DeviceRule]) -> bytes:
-    from containerkit.isolation.device_program import compile_rules  # noqa: PLC0415 - v2 only
+    from containerkit.isolation.device_program import compile_rules
 
     return compile_rules(tuple(devices))
 
@@ -77,7 +77,7 @@ def _limit_writes(own: str, limits: Limits) -> list[tuple[str, str, str]]:
             swap = "max" if limits.memory_swap == -1 else str((limits.memory_swap or 2 * size) - size)
             writes.append((f"{own}/memory.swap.max", swap, f"memory_swap={limits.memory_swap or 2 * size}"))
         elif limits.memory_swap:
-            raise Unsupported("this kernel does not account swap", remedy="boot without swapaccount=0, or drop memory_swap")
+            raise Unsupported("this kernel accounts no swap", remedy="boot with swapaccount=1, or drop memory_swap")
     if limits.cpu_shares:
         writes.append((f"{own}/cpu.weight", str(weight(limits.cpu_shares)), f"cpu_shares={limits.cpu_shares}"))
     if limits.quota:
@@ -101,10 +101,10 @@ def weight(shares: int) -> int:
 
 
 def exec_layout(container: CgroupLayout, exec_id: str) -> CgroupLayout:
-    """The layout of a process that joins ``container``: a sub-cgroup without limits of its own, so that it can be killed alone.
+    """The layout of a process that joins ``container``: a sub-cgroup without limits of its own, to kill it by.
 
-    The container's cgroup hands no controllers down, which is what lets it hold processes and children at once. On a hybrid host
-    the process also joins the container's v1 controllers.
+    The container's cgroup hands no controllers down, which is what lets it hold processes and children at once. On a
+    hybrid host the process also joins the container's v1 controllers.
     """
     own = f"{container.into}/exec-{exec_id}"
     return CgroupLayout(
@@ -148,7 +148,7 @@ def oom_kills(dirs: Mapping[str, str]) -> int:
 
 
 def freeze(tracking: str) -> None:
-    """Stop every process, until :func:`thaw`. Raises :class:`TimeoutError` where that does not happen within a second."""
+    """Stop every process, until :func:`thaw`. Raises :class:`TimeoutError` after about a second."""
     _set_frozen(tracking, frozen=True)
 
 
@@ -166,7 +166,7 @@ def _set_frozen(tracking: str, *, frozen: bool) -> None:
 
 
 def wait_event(directory: str, key: str, value: int, timeout: float) -> bool:
-    """Sleep until ``cgroup.events`` says ``key value``; False after ``timeout`` seconds. True where the cgroup is gone."""
+    """Sleep until ``cgroup.events`` says ``key value``, or the cgroup is gone; False after ``timeout`` seconds."""
     path = f"{directory}/cgroup.events"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -188,6 +188,6 @@ def wait_event(directory: str, key: str, value: int, timeout: float) -> bool:
 
 
 def kill(tracking: str) -> None:
-    """SIGKILL to every process of the tree at once, frozen ones and those being forked too (``cgroup.kill``, Linux 5.14)."""
+    """SIGKILL to every process of the tree at once, frozen or being forked (``cgroup.kill``, Linux 5.14)."""
     with open(f"{tracking}/cgroup.kill", "w", encoding="ascii") as file:
         file.write("1")

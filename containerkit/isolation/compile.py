@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from containerkit.isolation.cgroup_layout import CgroupLayout
     from containerkit.isolation.spec import ExecSpec, ProcessSpec, Root, Spec
-    from containerkit.linux.mount import Mount
+    from containerkit.linux.fileview import Mount
 
 # redirects and metacopy would tie the writable layer to these very lowers; a layer tar could not say so.
 _OVERLAY_OPTIONS = ("index=off", "metacopy=off", "redirect_dir=off")

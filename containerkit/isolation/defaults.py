@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 from containerkit.isolation.limits import DeviceRule
-from containerkit.linux.mount import Mount
+from containerkit.linux.fileview import Mount
 
 CAPABILITIES = (
     "CAP_CHOWN",
@@ -34,9 +34,7 @@ SHM_SIZE = 64 << 20
 MOUNTS = (
     Mount("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
     Mount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
-    Mount(
-        "/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
-    ),
+    Mount("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
     Mount("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
     Mount("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
     Mount("/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE}")),  # noqa: S108

@@ -34,7 +34,7 @@ def _answer(allow: bool) -> bytes:
 
 
 def _rule(rule: DeviceRule) -> bytes:
-    """The tests of one rule and its answer; a test that fails jumps behind it. A rule covers any part of its accesses."""
+    """The tests of one rule and its answer; a test that fails jumps behind it."""
     tests: list[tuple[int, ...]] = []
     if rule.type != "a":
         tests.append((_JUMP_NOT_EQUAL, _TYPE, 0, _TYPES[rule.type]))

@@ -1,8 +1,8 @@
 """The launcher: a helper process, one for each process that uses the library, started on first need.
 
-It is single-threaded by construction, so that it may fork and enter namespaces whatever the caller's threads do. For each
-plan it forks a keeper and has no further part in it: all talk is between the keeper and the library. It ends when its
-owner ends.
+It is single-threaded by construction, so that it may fork and enter namespaces whatever the caller's threads do. It always
+has one keeper forked ahead; a plan goes to that keeper, and the launcher has no further part in it: all talk is between
+the keeper and the library. It ends when its owner ends.
 
 On its socket (``SOCK_SEQPACKET``) a datagram is one word and its operand: ``s`` start (a memfd with the plan, the reply
 socket and the plan's fds beside it), ``+PATH`` remove this container's directory when the owner dies, ``-PATH`` no longer.
@@ -15,18 +15,15 @@ import _socket
 import gc
 import os
 import select
-import struct
 import sys
 import time
 
+from containerkit.isolation import messages
 from containerkit.isolation.keeper import keep
 from containerkit.linux import process
 from containerkit.linux.tree import remove_tree
 
 _CONTROL_FD = 3
-_MAX_FDS = 16
-_MAX_WORD = 8192
-_MSG_CMSG_CLOEXEC = 0x40000000
 _KEEPERS_END = 10.0  # seconds for the keepers to end their containers after the owner's end
 
 
@@ -52,8 +49,9 @@ def main(owner_pid: int) -> None:
 
 
 def serve(control: _socket.socket, owner: int) -> None:
-    """Fork a keeper for each plan until the owner is gone."""
+    """Give each plan to a keeper until the owner is gone."""
     directories: set[str] = set()
+    spare = make_spare(control, owner)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(owner, select.POLLIN)
@@ -62,37 +60,44 @@ def serve(control: _socket.socket, owner: int) -> None:
         if owner in ready:
             end(directories)
             return
-        word, ancillary, _, _ = control.recvmsg(_MAX_WORD, _socket.CMSG_SPACE(_MAX_FDS * 4), _MSG_CMSG_CLOEXEC)
+        word, fds = messages.receive(control)
         if not word:  # an orderly shutdown; what dies with the owner still waits for that
             if directories:
+                spare.close()
                 select.select([owner], [], [])
                 end(directories)
             return
-        fds = [fd for _, _, data in ancillary for fd in struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])]
         if word == b"s":
-            fork_keeper(control, owner, fds)
+            try:
+                messages.send(spare, b"s", fds)
+            except OSError:  # somebody killed it
+                spare.close()
+                spare = make_spare(control, owner)
+                messages.send(spare, b"s", fds)
+            spare.close()
+            for fd in fds:
+                os.close(fd)
+            spare = make_spare(control, owner)
         elif word[:1] == b"+":
             directories.add(os.fsdecode(word[1:]))
         elif word[:1] == b"-":
             directories.discard(os.fsdecode(word[1:]))
 
 
-def fork_keeper(control: _socket.socket, owner: int, fds: list[int]) -> None:
-    """One keeper for one plan: ``fds`` are the plan, the reply socket, and what the plan takes over."""
-    try:
-        pid = os.fork()
-    except OSError:
-        pid = -1  # the reply socket closes, which tells the library
-    if pid == 0:
+def make_spare(control: _socket.socket, owner: int) -> _socket.socket:
+    """Fork the next keeper ahead of its plan: the fork is then no part of a start. It ends when the launcher ends."""
+    ours, theirs = messages.pair()
+    if os.fork() == 0:
         try:
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
             process.set_name("ck-keeper")
             control.close()
-            keep(fds[0], _socket.socket(fileno=fds[1]), fds[2:], owner)
+            ours.close()
+            keep(theirs, owner)
         finally:
             os._exit(0)
-    for fd in fds:
-        os.close(fd)
+    theirs.close()
+    return ours
 
 
 def end(directories: set[str]) -> None:

@@ -68,8 +68,9 @@ def parse_memory(value: str | int, option: str = "memory") -> int:
     else:
         match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
-            raise InvalidOption(f"{option}: {value!r} is no size", hint='give bytes, or a number with b, k, m or g: "64m"')
-        size = int(float(match[1]) * _UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].lower()]
+            raise InvalidOption(f"{option}: {value!r} is no size", hint="give bytes, or a number with b, k, m or g")
+        unit = _UNITS[match[2].lower()]
+        size = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if not 0 <= size < 1 << 63:
         raise InvalidOption(f"{option}: {value!r} is out of range")
     return size
@@ -86,8 +87,8 @@ def parse_limits(
 ) -> Limits:
     """Check Docker's options and give :class:`Limits`. As with Docker, 0 (and -1 for pids) means not limited.
 
-    Raises :class:`InvalidOption` for values that cannot be meant: memory below 6 MiB, more CPUs than there are, a CPU list
-    that does not parse, ``memory_swap`` without or below ``memory``.
+    Raises :class:`InvalidOption` for values that cannot be meant: memory below 6 MiB, more CPUs than there are, a CPU
+    list that does not parse, ``memory_swap`` without or below ``memory``.
     """
     size = parse_memory(memory) if memory is not None else 0
     if 0 < size < MINIMUM_MEMORY:
@@ -120,7 +121,7 @@ def _cpus(value: float | None) -> float | None:
         return None
     there = os.cpu_count() or 1
     if not _MINIMUM_CPUS <= value <= there:
-        raise InvalidOption(f"cpus: {value!r} is not in the range from 0.01 to {there}.00", hint=f"this host has {there} CPUs")
+        raise InvalidOption(f"cpus: {value!r} is not from 0.01 to {there}", hint=f"this host has {there} CPUs")
     return float(value)
 
 

@@ -10,7 +10,6 @@ The launcher executes; it holds no policy. :func:`describe` tells in words what 
 from __future__ import annotations
 
 import marshal
-from typing import NamedTuple
 
 from containerkit.linux import namespaces
 
@@ -65,37 +64,69 @@ FORMS = {
 }
 
 
-class Plan(NamedTuple):
+class Plan:
     """Everything that the launcher needs for one process; file descriptors travel beside it.
 
     ``kind`` is ``container`` or ``exec``. ``clone_flags`` are the ``CLONE_NEW*`` of the new process and ``into`` the
-    cgroup v2 directory that it is born in, or empty. ``setns_pid``: the keeper first enters the pid namespace of the pidfd
-    passed with the plan. ``oom`` is the file that counts OOM kills and the key in it. ``directory`` receives ``state``,
-    ``log`` and ``exit`` where ``record`` is set. ``kill`` is a ``cgroup.kill`` file, or a v1 freezer directory, or empty.
+    cgroup v2 directory that it is born in, or empty. With ``setns_pid`` the keeper first enters the pid namespace of the
+    pidfd that came with the plan. ``directory`` receives the files ``state``, ``exit`` and, with ``log``, ``log``; an exec has none.
+    ``with_owner``: all ends when the owner ends. ``kill`` is a ``cgroup.kill`` file, a v1 freezer directory, or empty. ``oom`` is
+    the file that counts OOM kills and the key in it.
+
+    A plain class, because the keeper holds it in memory and :mod:`typing` alone would cost it 0.8 MB.
     """
 
-    kind: str
-    prepare: tuple[Operation, ...]
-    clone_flags: int
-    into: str
-    setns_pid: bool
-    inside: tuple[Operation, ...]
-    cleanup: tuple[Operation, ...]
-    directory: str
-    log: bool
-    with_owner: bool
-    kill: str
-    oom: tuple[str, str]
+    __slots__ = (
+        "cleanup", "clone_flags", "directory", "inside", "into", "kill", "kind", "log", "oom", "prepare", "setns_pid", "with_owner",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        prepare: tuple[Operation, ...],
+        clone_flags: int,
+        into: str,
+        setns_pid: bool,
+        inside: tuple[Operation, ...],
+        cleanup: tuple[Operation, ...],
+        directory: str,
+        log: bool,
+        with_owner: bool,
+        kill: str,
+        oom: tuple[str, str],
+    ) -> None:
+        self.kind = kind
+        self.prepare = prepare
+        self.clone_flags = clone_flags
+        self.into = into
+        self.setns_pid = setns_pid
+        self.inside = inside
+        self.cleanup = cleanup
+        self.directory = directory
+        self.log = log
+        self.with_owner = with_owner
+        self.kill = kill
+        self.oom = oom
+
+    def fields(self) -> dict[str, object]:
+        """Every field by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.fields() == other.fields()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def encode(plan: Plan) -> bytes:
     """The plan as bytes for :func:`decode` in the same interpreter."""
-    return marshal.dumps(tuple(plan))
+    return marshal.dumps(plan.fields())
 
 
 def decode(data: bytes) -> Plan:
     """The inverse of :func:`encode`."""
-    return Plan(*marshal.loads(data))  # noqa: S302 - both ends are one process family on a private socket
+    return Plan(**marshal.loads(data))  # noqa: S302 - both ends are one process family on a private socket
 
 
 class _Words:

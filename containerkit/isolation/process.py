@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import _socket
 import marshal
 import os
 import select
 import signal as signals
-import struct
 import time
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -25,7 +23,7 @@ from containerkit.errors import (
     StartError,
     UserNotFound,
 )
-from containerkit.isolation import spawner
+from containerkit.isolation import messages, spawner
 from containerkit.linux import process
 
 if TYPE_CHECKING:
@@ -144,12 +142,12 @@ class Process:
         self.stderr: IO[bytes] | None = None if ours[2] is None else open(ours[2], "rb")
 
     def _await_start(self) -> tuple[int, int]:
-        message, ancillary, _, _ = self._reply.recvmsg(_MESSAGE, _socket.CMSG_SPACE(4), 0x40000000)
+        message, fds = messages.receive(self._reply)
         if not message:
             raise LauncherLost("the keeper ended before it answered")
         answer = marshal.loads(message)  # noqa: S302 - our own keeper on a private socket
         if answer[0] == "started":
-            return answer[1], struct.unpack("=i", ancillary[0][2])[0]
+            return answer[1], fds[0]
         self.settled()
         raise start_error(self.args, *answer[1:])
 

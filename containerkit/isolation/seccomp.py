@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 VERSION = 1
-"""Of the default profile and the compiler together; part of the file's name. A test fails when it should have changed."""
+"""Of the default profile and the compiler, part of the file's name; a test fails when it should have changed."""
 
 CAPABILITIES = (
     "CAP_BPF",
@@ -39,8 +39,8 @@ _cached: dict[str, bytes] = {}
 def default_program(capabilities: Collection[str], cache_dir: str) -> bytes:
     """Docker's default filter for a container that is given ``capabilities``, as ``struct sock_filter`` bytes.
 
-    ``cache_dir`` holds one file a program; it must be writable by nobody else. Raises :class:`Unsupported` on a machine without
-    a table of system call numbers.
+    ``cache_dir`` holds one file a program; it must be writable by nobody else. Raises :class:`Unsupported` on a machine
+    without a table of system call numbers.
     """
     machine = os.uname().machine
     key = sum(1 << bit for bit, name in enumerate(CAPABILITIES) if name in capabilities)
@@ -55,8 +55,8 @@ def default_program(capabilities: Collection[str], cache_dir: str) -> bytes:
 
 def compile_default(machine: str, capabilities: Collection[str]) -> bytes:
     """Compile the default profile (milliseconds). Raises :class:`Unsupported`."""
-    from containerkit.isolation.profiles.default import PROFILE  # noqa: PLC0415 - only where nothing is cached
-    from containerkit.isolation.seccomp_compile import compile_profile  # noqa: PLC0415
+    from containerkit.isolation.profiles.default import PROFILE
+    from containerkit.isolation.seccomp_compile import compile_profile
 
     return compile_profile(PROFILE, machine, capabilities)
 

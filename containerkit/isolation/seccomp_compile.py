@@ -32,7 +32,7 @@ def errno(number: int) -> int:
 class Condition(NamedTuple):
     """A test of one argument of a system call, unsigned."""
 
-    index: int
+    argument: int
     operator: Operator
     value: int
     mask: int = 0
@@ -132,7 +132,7 @@ def _ranges(abis: tuple[_Abi, ...], rules: list[Rule], default: int) -> list[tup
 
 
 def _verdicts(abi: _Abi, rules: list[Rule], default: int) -> dict[int, _Verdict]:
-    """Verdict of every number that a rule names; of several rules an unconditional one decides, else the first that fits."""
+    """The verdict of every number that a rule names: an unconditional rule decides, else the first that fits."""
     table = numbers(abi.name)
     chains: dict[int, list[tuple[tuple[Condition, ...], int]]] = {}
     for rule in rules:
@@ -156,7 +156,10 @@ _LOW = 0xFFFFFFFF
 
 
 class _Assembler:
-    """Builds a program from its end: every jump goes forward, so its target is known already. A target is a position from the end."""
+    """Builds a program from its end: every jump goes forward, so its target is known already.
+
+    A target is a position counted from the end.
+    """
 
     def __init__(self) -> None:
         self._code: list[tuple[int, int, int, int]] = []
@@ -220,7 +223,7 @@ class _Assembler:
         if condition.operator == "&==":
             return self._masked(condition, yes, no)
         low, high = condition.value & _LOW, condition.value >> 32
-        offset = _ARGUMENTS + 8 * condition.index
+        offset = _ARGUMENTS + 8 * condition.argument
         opcode = {"==": _JEQ, "!=": _JEQ, ">": _JGT, "<=": _JGT, ">=": _JGE, "<": _JGE}[condition.operator]
         self.jump(opcode, low, yes, no)
         target = self.emit(_LOAD, 0, offset)
@@ -232,7 +235,7 @@ class _Assembler:
         return target
 
     def _masked(self, condition: Condition, yes: int, no: int) -> int:
-        offset = _ARGUMENTS + 8 * condition.index
+        offset = _ARGUMENTS + 8 * condition.argument
         target = yes
         for shift in (0, 32) if condition.bits > 32 else (0,):  # noqa: PLR2004
             mask, value = condition.mask >> shift & _LOW, condition.value >> shift & _LOW

@@ -5,15 +5,18 @@ One launcher a process, shared by all threads. After a fork the child starts its
 
 from __future__ import annotations
 
-import _socket
 import os
-import struct
 import sys
 import threading
 
 from containerkit.errors import LauncherLost, Unsupported
+from containerkit.isolation import messages
 from containerkit.isolation.plan import Plan, encode
 from containerkit.linux import mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
 
 _CONTROL_FD = 3
 _BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from containerkit.isolation.launcher import main; main(int(sys.argv[1]))"
@@ -24,8 +27,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        self.socket = _socket.socket(fileno=ours.detach())
+        self.socket, theirs = messages.pair()
         try:
             self._first = _spawn(theirs.fileno())
         finally:
@@ -45,9 +47,8 @@ class Launcher:
 
     def send(self, word: bytes, fds: tuple[int, ...] = ()) -> None:
         """One datagram. Raises :class:`LauncherLost`."""
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
         try:
-            self.socket.sendmsg([word], rights)
+            messages.send(self.socket, word, fds)
         except OSError as error:
             raise LauncherLost("the launcher is gone", hint="the next start will bring up a new one") from error
 
@@ -101,8 +102,7 @@ def launch(plan: Plan, fds: tuple[int, ...]) -> _socket.socket:
     Raises :class:`LauncherLost`; a launcher that was lost since the last start is replaced once.
     """
     data = os.memfd_create("plan", os.MFD_CLOEXEC)
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    reply = _socket.socket(fileno=ours.detach())
+    reply, theirs = messages.pair()
     try:
         os.write(data, encode(plan))
         os.lseek(data, 0, os.SEEK_SET)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from containerkit.isolation import defaults
 from containerkit.isolation.limits import Limits
-from containerkit.linux.mount import Mount
+from containerkit.linux.fileview import Mount
 
 
 class Root(NamedTuple):

@@ -18,8 +18,8 @@ _INSTRUCTION = 8
 def load_device_program(instructions: bytes) -> int:
     """``BPF_PROG_LOAD`` of a device program: a file descriptor, close-on-exec by the kernel.
 
-    Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN. Raises :class:`KernelError` (``EINVAL`` or ``EACCES`` from the verifier;
-    ``EINVAL`` also from a kernel without CONFIG_CGROUP_BPF).
+    Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN. Raises :class:`KernelError`: ``EINVAL`` or ``EACCES`` from the
+    verifier, ``EINVAL`` also from a kernel without CONFIG_CGROUP_BPF.
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"Apache-2.0")

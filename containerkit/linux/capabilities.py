@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import struct
-from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import InvalidOption, KernelError
 from containerkit.linux.libc import check, libc
 
+TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 # By number, from 0: include/uapi/linux/capability.h.
-NAMES = tuple(
-    f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
-        "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
-        "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-    ).split()
-)
+_WORDS = """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
+NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN
+SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
+MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+"""
+NAMES = tuple(f"CAP_{word}" for word in _WORDS.split())
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
@@ -41,19 +38,38 @@ _capget, _capset, _prctl = libc.capget, libc.capset, libc.prctl
 _ZERO = ctypes.c_ulong(0)
 
 
-class Sets(NamedTuple):
+class Sets:
     """The three sets of capset(2) as bit masks."""
 
-    effective: int
-    permitted: int
-    inheritable: int
+    __slots__ = ("effective", "inheritable", "permitted")
+
+    def __init__(self, effective: int, permitted: int, inheritable: int) -> None:
+        self.effective = effective
+        self.permitted = permitted
+        self.inheritable = inheritable
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.effective, self.permitted, self.inheritable))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sets) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Sets({self.effective:#x}, {self.permitted:#x}, {self.inheritable:#x})"
 
 
-@functools.cache
+_last_cap = -1
+
+
 def last_cap() -> int:
     """The highest capability number that the running kernel knows (``/proc/sys/kernel/cap_last_cap``)."""
-    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
-        return int(file.read())
+    global _last_cap  # noqa: PLW0603 - read once a process
+    if _last_cap < 0:
+        with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+            _last_cap = int(file.read())
+    return _last_cap
 
 
 def number(name: str) -> int:

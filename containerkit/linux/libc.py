@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
 
 from containerkit.errors import KernelError
+
+TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
+if TYPE_CHECKING:
+    from typing import Any
 
 libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long

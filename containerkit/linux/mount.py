@@ -1,4 +1,4 @@
-"""Mounts: the value :class:`Mount` and the mount system calls.
+"""The mount system calls.
 
 Classic ``mount(2)``, ``umount2(2)`` and ``pivot_root(2)``, and the file-descriptor API of Linux 5.2 and later
 (``fsopen``, ``fsconfig``, ``fsmount``, ``move_mount``, ``open_tree``, ``mount_setattr``), which needs no option page and
@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 import struct
-from typing import NamedTuple
 
 from containerkit.errors import KernelError
 from containerkit.linux.libc import check, fsencode, libc, machine_number, syscall
@@ -68,19 +67,6 @@ _CLASSIC = {
     MOUNT_ATTR_NODEV: MS_NODEV,
     MOUNT_ATTR_NOEXEC: MS_NOEXEC,
 }
-
-
-class Mount(NamedTuple):
-    """One mount as a value: what snapshotters, volumes and defaults make and only the launcher performs.
-
-    ``target`` is an absolute path inside the container; ``options`` are ``key`` or ``key=value`` in the order in which
-    they are handed to the file system. Overlay repeats ``lowerdir+=DIR``, top layer first.
-    """
-
-    target: str
-    type: str
-    source: str = ""
-    options: tuple[str, ...] = ()
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:

@@ -26,9 +26,9 @@ DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def openat2(dir_fd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
-    """``openat2(2)`` (Linux 5.6): opens ``path`` below ``dir_fd`` as ``resolve`` restricts; always close-on-exec.
+    """``openat2(2)`` (Linux 5.6): open ``path`` below ``dir_fd`` as ``resolve`` restricts, close-on-exec.
 
-    Raises :class:`KernelError`: ELOOP for a symlink where ``RESOLVE_NO_SYMLINKS`` forbids them, EXDEV for an escape from
+    Raises :class:`KernelError`: ELOOP for a symlink where ``RESOLVE_NO_SYMLINKS`` forbids it, EXDEV for an escape from
     ``RESOLVE_BENEATH``.
     """
     how = ctypes.create_string_buffer(struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve), 24)
@@ -62,7 +62,7 @@ def private_umask(mask: int = 0) -> None:
 
 
 def fd_path(dir_fd: int, name: bytes = b"") -> bytes:
-    """A path for calls that have no form relative to a descriptor (extended attributes): through the magic link in /proc.
+    """A path for calls without a form relative to a descriptor (extended attributes): by the magic link in /proc.
 
     The link itself is followed; ``name``, one component, is only followed where the call follows it.
     """

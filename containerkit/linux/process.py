@@ -13,6 +13,7 @@ _KEYCTL = machine_number(x86_64=250, aarch64=219)
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 CLONE_PIDFD = 0x1000
+CLONE_PARENT = 0x8000
 CLONE_CHILD_SETTID = 0x1000000
 CLONE_INTO_CGROUP = 0x200000000
 CLOSE_RANGE_CLOEXEC = 0x4
@@ -26,6 +27,7 @@ PR_GET_NO_NEW_PRIVS = 39
 _PR_GET_TID_ADDRESS = 40
 
 SIGCHLD = 17
+SIGKILL = 9
 
 
 def prctl(option: int, argument: int = 0) -> int:
@@ -43,7 +45,7 @@ def set_name(name: str) -> None:
 def clone3(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """``clone3(2)`` used as a fork: ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child.
 
-    ``flags`` are ``CLONE_NEW*``; ``cgroup_fd`` is a cgroup v2 directory for the child to be born in. Only for a
+    ``flags`` are ``CLONE_NEW*`` and ``CLONE_PARENT``; ``cgroup_fd`` is a cgroup v2 directory for the child to be born in. Only for a
     single-threaded process: the interpreter's after-fork work is not run. glibc caches the thread's id, so the kernel is
     asked to write the child's id where glibc keeps it.
     """
@@ -52,11 +54,12 @@ def clone3(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     settid = libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), zero, zero, zero) == 0
     pidfd = ctypes.c_int(-1)
     flags |= CLONE_PIDFD
+    exit_signal = 0 if flags & CLONE_PARENT else SIGCHLD  # a sibling takes over the caller's own
     if settid:
         flags |= CLONE_CHILD_SETTID
     if cgroup_fd >= 0:
         flags |= CLONE_INTO_CGROUP
-    fields = (flags, ctypes.addressof(pidfd), address.value, 0, SIGCHLD, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
+    fields = (flags, ctypes.addressof(pidfd), address.value, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
     arguments = ctypes.create_string_buffer(struct.pack("=11Q", *fields), 88)
     pid = check(syscall(_CLONE3, arguments, 88), "clone3")
     return (pid, pidfd.value) if pid else (0, -1)

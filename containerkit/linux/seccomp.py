@@ -29,8 +29,8 @@ class _Program(ctypes.Structure):
 def load(program: bytes, flags: int = 0) -> None:
     """Install ``program``, an array of ``struct sock_filter``, for this thread and its children. Irrevocable.
 
-    Needs no_new_privs or CAP_SYS_ADMIN in the own user namespace (else ``EACCES``). Afterwards the kernel is asked for the
-    mode, unless the filter itself forbids the question. Raises :class:`KernelError`; ``EINVAL`` for an invalid program.
+    Needs no_new_privs or CAP_SYS_ADMIN in the own user namespace (else ``EACCES``). Afterwards the kernel is asked for
+    the mode: a filter that forbids prctl(2) fails here. Raises :class:`KernelError`; ``EINVAL`` for an invalid program.
     """
     count, rest = divmod(len(program), _SIZE)
     if rest or not 0 < count <= _MAX_INSTRUCTIONS:
@@ -44,7 +44,7 @@ def load(program: bytes, flags: int = 0) -> None:
 
 
 def mode() -> int:
-    """0 without seccomp, 2 with a filter (``PR_GET_SECCOMP``). Raises :class:`KernelError` where a filter forbids it."""
+    """0 without seccomp, 2 with a filter (``PR_GET_SECCOMP``). Raises :class:`KernelError`."""
     return check(int(_prctl(_PR_GET_SECCOMP, _ZERO, _ZERO, _ZERO, _ZERO)), "prctl PR_GET_SECCOMP")
 
 

@@ -6,10 +6,10 @@ Nothing here asks the host's libraries: inside a foreign root these would load c
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import UserNotFound
 
+TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -20,22 +20,32 @@ _UID, _GID, _HOME = 2, 3, 5
 _GROUP_GID, _MEMBERS = 2, 3
 
 
-class Account(NamedTuple):
-    """Who a process becomes."""
+class Account:
+    """Who a process becomes. ``groups`` are the supplementary group ids, ascending, the primary one among them."""
 
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    """supplementary group ids, ascending, the primary one among them"""
-    home: str
+    __slots__ = ("gid", "groups", "home", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: tuple[int, ...], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+    def __repr__(self) -> str:
+        return f"Account({self.uid}, {self.gid}, {self.groups}, {self.home!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Account) and repr(self) == repr(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def lookup(spec: str, passwd: bytes, group: bytes, additional: Sequence[str] = ()) -> Account:
     """The account for ``spec``: ``""`` (root), ``user``, ``uid``, ``user:group`` and every mix of names and numbers.
 
-    A number is always an id, and needs no entry; with one, its entry's group and home apply. Supplementary groups come from
-    ``group`` only where ``spec`` names no group. ``additional`` are names or numbers on top. The first entry that fits
-    wins; entries whose ids are no numbers are passed over. Raises :class:`UserNotFound`.
+    A number is always an id, and needs no entry; with one, its entry's group and home apply. Supplementary groups come
+    from ``group`` only where ``spec`` names no group. ``additional`` are names or numbers on top. The first entry that
+    fits wins; entries whose ids are no numbers are passed over. Raises :class:`UserNotFound`.
     """
     user_spec, _, group_spec = spec.partition(":")
     uid, gid, home, name = _user(user_spec, passwd)

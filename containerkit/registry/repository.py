@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -14,10 +13,10 @@ from containerkit.errors import (
     InvalidDigest,
     InvalidImage,
     ManifestUnknown,
-    SizeMismatch,
     UnexpectedResponse,
     UnsupportedMediaType,
 )
+from containerkit.image.codec import LARGEST_DOCUMENT, parse_json
 from containerkit.image.digest import Digest
 from containerkit.image.model import (
     DOCKER_SCHEMA1,
@@ -26,6 +25,7 @@ from containerkit.image.model import (
     MANIFEST_TYPES,
     Descriptor,
 )
+from containerkit.image.stream import verify_bytes
 from containerkit.registry import failures
 from containerkit.registry.streams import Download, Upload
 from containerkit.registry.transport import Request
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 DOCUMENT_TYPES = (*INDEX_TYPES, *MANIFEST_TYPES)
 VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream")
-LARGEST_MANIFEST = 4 << 20
 DIGEST_HEADER = "Docker-Content-Digest"
 
 
@@ -86,11 +85,8 @@ class Repository:
         """The bytes of a manifest or index, of exactly this size and digest."""
         subject = self._subject("manifest", descriptor)
         answer = self._manifest(descriptor.digest, subject)
-        if len(answer.body) != descriptor.size:
-            message = f"{subject}: the registry has {len(answer.body)} bytes, the descriptor says {descriptor.size}"
-            raise SizeMismatch(message, expected=descriptor.size, actual=len(answer.body))
-        _verify(answer, descriptor.digest, subject)
-        return answer.body
+        _verify(answer, None, subject)
+        return verify_bytes(descriptor, answer.body)
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """A stream of the content as it is stored, for the caller to verify and close.
@@ -117,14 +113,12 @@ class Repository:
         return self._transport.exchange(request).status != 404  # noqa: PLR2004
 
     def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
-        """Send what is not there yet, read from ``stream`` as it goes.
+        """Send the content of ``stream`` as it is read. It is sent even if it is there: ask :meth:`has` first.
 
         Raises :class:`SizeMismatch` or :class:`DigestMismatch` where ``stream`` is not what ``descriptor`` says; the
         registry then keeps nothing.
         """
-        if self.has(descriptor):
-            return
-        upload = Upload(descriptor, stream, self._subject("blob", descriptor))
+        upload = Upload(descriptor, stream)
         if descriptor.media_type in DOCUMENT_TYPES:
             self._put_manifest(descriptor.digest, descriptor.media_type, b"".join(upload))
         else:
@@ -158,8 +152,9 @@ class Repository:
         data = upload if descriptor.size else b"".join(upload)
         try:
             self._transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
-        except BaseException as error:
-            self._cancel(location, subject)
+        except (ContainerkitError, OSError) as error:
+            if upload.failure is not None or getattr(error, "status", 0):  # the server is alive, it is not its silence
+                self._cancel(location, subject)
             if upload.failure is not None and upload.failure is not error:
                 raise upload.failure from None
             raise
@@ -175,7 +170,7 @@ class Repository:
         headers = {"Accept": ", ".join(DOCUMENT_TYPES)}
         url = f"{self.name}/manifests/{target}"
         request = Request("GET", url, subject, headers, missing=ManifestUnknown)
-        return self._transport.exchange(request, limit=LARGEST_MANIFEST)
+        return self._transport.exchange(request, limit=LARGEST_DOCUMENT)
 
     def _url(self, descriptor: Descriptor) -> str:
         kind = "manifests" if descriptor.media_type in DOCUMENT_TYPES else "blobs"
@@ -232,7 +227,7 @@ def _media_type(answer: Answer, subject: str) -> str:
         message = f"{subject}: the answer is {failures.printable(served)}, not a manifest"
         hint = "is this the address of a registry?"
         raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status, hint=hint)
-    stated = _stated_type(answer.body, subject)
+    stated = parse_json(answer.body, subject).text("mediaType")
     if served in DOCUMENT_TYPES and stated in ("", served):
         return served
     if stated not in DOCUMENT_TYPES:
@@ -241,14 +236,3 @@ def _media_type(answer: Answer, subject: str) -> str:
     if served in DOCUMENT_TYPES:
         raise InvalidImage(f"{subject} was served as {served} and says that it is {stated}")
     return stated
-
-
-def _stated_type(body: bytes, subject: str) -> str:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidImage(f"{subject} is not JSON") from error
-    if not isinstance(document, dict):
-        raise InvalidImage(f"{subject} is not a JSON object")
-    stated = document.get("mediaType", "")
-    return stated if isinstance(stated, str) else ""

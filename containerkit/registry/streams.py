@@ -6,13 +6,12 @@ import io
 from typing import TYPE_CHECKING
 
 from containerkit.errors import (
-    DigestMismatch,
     RegistryDisconnected,
     RegistryTimeout,
     SizeMismatch,
     UnexpectedResponse,
 )
-from containerkit.image.digest import Digest
+from containerkit.image.stream import Verified
 from containerkit.registry import failures
 from containerkit.registry.transport import content_length, read_raw
 
@@ -145,14 +144,13 @@ class Download(io.RawIOBase):
 class Upload:
     """A request body of a known length that is read from ``stream`` as it is sent, never held in memory.
 
-    The last chunk leaves only once size and digest are right, so that the registry never sees a whole wrong blob.
+    The last piece leaves only once size and digest are right, so that the registry never sees a whole wrong blob.
     What reading raised is kept in ``failure``: the HTTP layers below would make an ``OSError`` their own.
     """
 
-    def __init__(self, descriptor: Descriptor, stream: BinaryIO, subject: str) -> None:
+    def __init__(self, descriptor: Descriptor, stream: BinaryIO) -> None:
         self._descriptor = descriptor
         self._stream = stream
-        self._subject = subject
         self.failure: Exception | None = None
 
     def __len__(self) -> int:
@@ -166,21 +164,9 @@ class Upload:
             raise
 
     def _chunks(self) -> Iterator[bytes]:
-        hasher, sent, held = self._descriptor.digest.hasher(), 0, b""
-        size = self._descriptor.size
-        # One byte beyond the declared size tells a longer stream.
-        while sent <= size and (chunk := self._stream.read(min(CHUNK, size + 1 - sent))):
-            sent += len(chunk)
-            hasher.update(chunk)
-            if held and sent <= size:
+        verified, held = Verified(self._stream, self._descriptor), b""
+        while piece := verified.piece():
+            if held:
                 yield held
-            held = chunk
-        if sent != size:
-            found = "more" if sent > size else str(sent)
-            message = f"{self._subject}: the stream has {found} bytes, the descriptor says {size}"
-            raise SizeMismatch(message, expected=size, actual=sent)
-        actual = Digest.from_hash(hasher)
-        if actual != self._descriptor.digest:
-            message = f"{self._subject}: the stream hashes to {actual}"
-            raise DigestMismatch(message, expected=self._descriptor.digest, actual=actual)
+            held = piece
         yield held

@@ -82,7 +82,7 @@ class Libseccomp:
             return False
         for abi, architecture in ABIS.items():
             theirs = self._library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(architecture), name.encode())
-            # Below -1: not on this machine, or (-100 to -299) a socketcall or ipc call that it gives a rule of its own as well.
+            # Below -1: not on this machine, or (-100 to -299) a call of socketcall or ipc, which get a rule as well.
             if theirs != numbers(abi).get(name, theirs if theirs < 0 else -1) and not -300 < theirs <= -100:
                 return False
         return True
@@ -96,7 +96,7 @@ class Libseccomp:
             assert library.seccomp_arch_add(context, ctypes.c_uint32(architecture)) == 0
         for rule in profile.rules:
             tests = [
-                _Comparison(c.index, _OPERATORS[c.operator], *((c.mask, c.value) if c.mask else (c.value, 0)))
+                _Comparison(c.argument, _OPERATORS[c.operator], *((c.mask, c.value) if c.mask else (c.value, 0)))
                 for c in rule.conditions
             ]
             for name in rule.names:

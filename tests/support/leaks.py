@@ -65,12 +65,15 @@ def leaks(before: Snapshot, mark: str, *, parents: bool = False) -> list[str]:
     return lines
 
 
-def stop_helper() -> None:
-    """End this process's launcher helper, where the library started one."""
+def shut_down() -> None:
+    """End this process's launcher helper and remove the empty parents of all cgroups, where the library made them."""
     spawner = sys.modules.get("containerkit.isolation.spawner")
     if spawner is not None:
         _helper()  # one that is still coming up would be overlooked
         spawner.shutdown()
+    cgroup = sys.modules.get("containerkit.isolation.cgroup")
+    if cgroup is not None:
+        cgroup.forget_parents(cgroup.detect())
 
 
 def _difference(before: Snapshot, mark: str, *, parents: bool) -> list[str]:

@@ -28,6 +28,8 @@ http:
 """
 LISTENING = "0A"
 START_SECONDS = 30
+# A whole tar block: umoci 0.4.7 does not pad the last file of an inserted layer.
+GREETING = "hello from the second layer\n".ljust(512, ".")
 
 
 class Registry(NamedTuple):
@@ -125,7 +127,7 @@ def busybox_layout(busybox_root: str, session_directory: str) -> str:
     layout = os.path.join(session_directory, "busybox-layout")
     extra = os.path.join(session_directory, "greeting")
     with open(extra, "w") as file:
-        file.write("hello from the second layer\n")
+        file.write(GREETING)
     umoci("init", "--layout", layout)
     umoci("new", "--image", f"{layout}:1")
     umoci("insert", "--image", f"{layout}:1", busybox_root, "/")

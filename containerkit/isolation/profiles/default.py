@@ -1,6 +1,7 @@
-"""Docker's default seccomp profile (github.com/moby/profiles, seccomp v0.2.3): an allow list, all else fails with EPERM.
+"""Docker's default seccomp profile (github.com/moby/profiles, seccomp v0.2.3): a list of what is allowed.
 
-``clone3`` answers ENOSYS, because its flags lie in memory where a filter cannot look: C libraries fall back to ``clone``.
+``clone3`` answers ENOSYS, because its flags lie in memory where a filter cannot look: C libraries fall back to
+``clone``.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ PROFILE = Profile(
         _socket(Condition(0, ">", _AF_VSOCK, bits=32)),
         *(Rule(("personality",), conditions=(Condition(0, "==", value),)) for value in _PERSONALITIES),
         Rule(
-            tuple("arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls".split()),
+            ("arm_fadvise64_64", "arm_sync_file_range", "sync_file_range2", "breakpoint", "cacheflush", "set_tls"),
             machines=("aarch64",),
         ),
         Rule(("arch_prctl", "modify_ldt"), machines=("x86_64",)),

@@ -1,0 +1,236 @@
+"""The starter: the keeper's short-lived child that performs a plan up to the exec.
+
+It prepares, bears the new process as a child *of the keeper* (``CLONE_PARENT``), waits for the proof of the exec, tells the
+library, hands over to the keeper and ends. All that running a plan makes dirty in memory goes with it: a keeper that did
+this itself would hold 0.7 MB more for as long as its container lives.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import errno as errnos
+import marshal
+import os
+import time
+
+from containerkit.isolation import messages
+from containerkit.isolation.operations import CLEANUP, INSIDE, PREPARE, Context
+from containerkit.isolation.plan import Operation, Plan, decode
+from containerkit.linux import namespaces, process
+
+TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+_CHUNK = 1 << 16
+_FIRST_FD = 3
+_CGROUP_PATIENCE = 2.0  # seconds until a killed process must have left its cgroup
+
+
+class StartFailed(Exception):
+    """What the new process, or the preparation, could not do; the tuple that the library is told."""
+
+    def __init__(self, answer: tuple[object, ...]) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+def stand_by(plans: _socket.socket, keeper: _socket.socket) -> None:
+    """Wait for one plan, start it, hand over to the keeper."""
+    word, fds = messages.receive(plans)
+    if not word:
+        return
+    plans.close()
+    plan_fd, reply = fds[0], _socket.socket(fileno=fds[1])
+    plan = decode(read_all(plan_fd))
+    try:
+        handed = start(plan, reply, fds[2:])
+    except StartFailed as failure:
+        tell(reply, failure.answer)
+        clean_up(plan)
+        return
+    messages.send(keeper, marshal.dumps(handed[0]), (plan_fd, reply.fileno(), *handed[1]))
+
+
+def start(plan: Plan, reply: _socket.socket, fds: list[int]) -> tuple[tuple[int, int, bool], list[int]]:
+    """Perform the plan up to the proof of its exec. Raises :class:`StartFailed`.
+
+    What the keeper needs: the pid, the OOM kills so far, whether all ends with the owner; and the pidfd, then, for a plan
+    with a log, its fd and the reading ends of stdout and stderr.
+    """
+    _perform(PREPARE, plan.prepare)
+    kills = oom_kills(plan)
+    kept = _open_log(plan, fds) if plan.log else []
+    proof, status = os.pipe()
+    cgroup = -1
+    try:
+        if plan.into:
+            cgroup = os.open(plan.into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if plan.setns_pid:
+            namespaces.setns(fds[3], namespaces.CLONE_NEWPID)
+        pid, pidfd = process.clone3(plan.clone_flags | process.CLONE_PARENT, cgroup)
+    except OSError as error:
+        raise StartFailed(_failure("clone3", error)) from error
+    if pid == 0:
+        _become(plan, fds, status)
+    for fd in (*fds, status):
+        os.close(fd)
+    answer = read_all(proof)
+    if answer:
+        kill_all(plan, pidfd)
+        raise StartFailed(marshal.loads(answer))  # noqa: S302 - from our own child, before its exec
+    if plan.directory:
+        keeper = os.getppid()
+        words = (pid, process.start_time(pid), keeper, process.start_time(keeper), time.time_ns())
+        replace(f"{plan.directory}/state", " ".join(map(str, words)) + "\n")
+    try:
+        messages.send(reply, marshal.dumps(("started", pid)), (pidfd,))
+    except OSError:
+        pass  # the library went away meanwhile; the owner's pidfd tells the rest
+    return (pid, kills, plan.with_owner), [pidfd, *kept]
+
+
+def _open_log(plan: Plan, fds: list[int]) -> list[int]:
+    """Pipes in place of the plan's stdout and stderr; the log and their reading ends are the keeper's."""
+    log = os.open(f"{plan.directory}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    kept = [log]
+    for stream in (1, 2):
+        reader, writer = os.pipe()
+        os.close(fds[stream])
+        fds[stream] = writer
+        kept.append(reader)
+    return kept
+
+
+def _become(plan: Plan, fds: list[int], status: int) -> NoReturn:
+    """The new process: every operation in order, the last of which is the exec. Never returns to the starter's code."""
+    name = "start"
+    try:
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+            _signal.signal(number, _signal.SIG_DFL)  # what is ignored here would stay ignored across the exec
+        process.close_range(_FIRST_FD, 0xFFFFFFFF, process.CLOSE_RANGE_CLOEXEC)
+        context = Context(fds)
+        for operation in plan.inside:
+            name = str(operation[0])
+            INSIDE[name](context, *operation[1:])
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is told and the process ends here
+        try:
+            os.write(status, marshal.dumps(_failure(name, error)))
+        finally:
+            os._exit(127)
+    os._exit(127)
+
+
+def _perform(table: dict[str, Callable[..., Any]], operations: tuple[Operation, ...]) -> None:
+    for operation in operations:
+        name = str(operation[0])
+        try:
+            table[name](*operation[1:])
+        except OSError as error:
+            raise StartFailed(_failure(name, error)) from error
+
+
+def _failure(operation: str, error: BaseException) -> tuple[object, ...]:
+    errno = getattr(error, "errno", 0) or 0
+    path = getattr(error, "path", None) or getattr(error, "filename", None) or ""
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    return ("failed", type(error).__name__, operation, int(errno), str(path), str(error))
+
+
+# --- what starter and keeper share
+
+
+def tell(reply: _socket.socket, answer: tuple[object, ...]) -> None:
+    """Tell the library, if it still listens."""
+    try:
+        reply.send(marshal.dumps(answer))
+    except OSError:
+        return
+
+
+def kill_all(plan: Plan, pidfd: int) -> None:
+    """Everything that this start brought to life: the process itself, and by cgroup what it started."""
+    process.pidfd_send_signal(pidfd, process.SIGKILL)
+    if not plan.kill:
+        return
+    try:
+        if plan.kill.endswith("cgroup.kill"):
+            _write(plan.kill, "1")
+        else:
+            _kill_v1(plan.kill)
+    except OSError:
+        return  # removed already: nobody is left in it
+
+
+def _kill_v1(directory: str) -> None:
+    """Freeze a v1 freezer cgroup, signal every member, thaw: nobody can fork away meanwhile (freezer-subsystem.txt)."""
+    state = f"{directory}/freezer.state"
+    try:
+        for _ in range(1000):
+            _write(state, "FROZEN")
+            with open(state) as file:
+                if file.read().strip() == "FROZEN":
+                    break
+            time.sleep(0.001)
+        with open(f"{directory}/cgroup.procs") as file:
+            members = [int(line) for line in file]
+        for pid in members:
+            try:
+                os.kill(pid, process.SIGKILL)
+            except ProcessLookupError:
+                continue
+    finally:
+        _write(state, "THAWED")
+
+
+def oom_kills(plan: Plan) -> int:
+    """How many processes of the container the kernel has killed at the memory limit."""
+    path, key = plan.oom
+    try:
+        with open(path) as file:
+            return next((int(line.split()[1]) for line in file if line.split()[0] == key), 0)
+    except OSError:
+        return 0
+
+
+def clean_up(plan: Plan) -> None:
+    """The plan's cleanup; a cgroup may hold dying processes for a moment."""
+    deadline = time.monotonic() + _CGROUP_PATIENCE
+    for name, *operands in plan.cleanup:
+        while True:
+            try:
+                CLEANUP[str(name)](*operands)
+            except OSError as error:
+                if error.errno in (errnos.EBUSY, errnos.ENOTEMPTY) and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                    continue
+            break
+
+
+def replace(path: str, text: str) -> None:
+    """A small file that is there whole or not at all."""
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+    os.rename(f"{path}.new", path)
+
+
+def read_all(fd: int) -> bytes:
+    """From the fd's position to its end."""
+    parts = []
+    while part := os.read(fd, _CHUNK):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
