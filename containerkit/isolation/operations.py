@@ -62,8 +62,12 @@ def attach_device_filter(directory: str, program: bytes) -> None:
 
 
 def remove_cgroup(directory: str) -> None:
-    """An empty cgroup; one that is gone already is fine."""
+    """A cgroup without processes, and those below it; one that is gone already is fine."""
     try:
+        with os.scandir(directory) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for path in below:
+            remove_cgroup(path)
         os.rmdir(directory)
     except FileNotFoundError:
         return

@@ -13,6 +13,7 @@ from containerkit.errors import (
     InvalidDigest,
     InvalidImage,
     ManifestUnknown,
+    RegistryError,
     UnexpectedResponse,
     UnsupportedMediaType,
 )
@@ -152,8 +153,9 @@ class Repository:
         data = upload if descriptor.size else b"".join(upload)
         try:
             self._transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
-        except (ContainerkitError, OSError) as error:
-            if upload.failure is not None or getattr(error, "status", 0):  # the server is alive, it is not its silence
+        except Exception as error:
+            # Not after a broken connection or silence: waiting for the server once was enough.
+            if upload.failure is not None or (isinstance(error, RegistryError) and error.status):
                 self._cancel(location, subject)
             if upload.failure is not None and upload.failure is not error:
                 raise upload.failure from None

@@ -1,7 +1,8 @@
 """What a test left behind: a snapshot before, a snapshot after, and the difference in words.
 
 Everything is read from the kernel, nothing from the library, with one exception: the launcher's helper process,
-which lives as long as the test process does, is known to ``containerkit.isolation.spawner`` and is left out.
+which lives as long as the test process does, is known to ``containerkit.isolation.spawner`` and is left out with the
+one keeper that it has in reserve.
 Other test sessions may run on the same machine: what is found is held to be ours unless a foreign process is in it.
 """
 
@@ -40,13 +41,15 @@ class Snapshot(NamedTuple):
 
 
 def take() -> Snapshot:
-    """The present state of the host and of this process."""
+    """The present state of the host and of this process. The reserve is no part of it: it is at work, next time."""
+    processes = _processes()
+    reserve = _reserve(processes, _helper()[0])
     return Snapshot(
         frozenset(_fds()),
         frozenset(_mounts()),
         frozenset(_cgroups()),
         frozenset(socket.if_nameindex()),
-        frozenset(process[:2] for process in _processes()),
+        frozenset(process[:2] for process in processes if process.pid not in reserve),
     )
 
 
@@ -154,14 +157,24 @@ def _ours(processes: list[Process], mark: str) -> set[int]:
     """
     me, helper = os.getpid(), _helper()[0]
     ours = {me, helper} - {0}
-    for process in sorted(
-        processes, key=lambda process: (process.started, process.pid)
-    ):  # parents are older than their children
+    for process in sorted(processes, key=lambda process: (process.started, process.pid)):  # parents first
         command = _read(f"/proc/{process.pid}/cmdline")
         keeper = LAUNCHER in command and str(me).encode() in command.split(b"\0")
         if keeper or process.parent in ours or mark.encode() in _traces(process.pid):
             ours.add(process.pid)
-    return ours - {me, helper}
+    return ours - {me, helper} - _reserve(processes, helper)
+
+
+def _reserve(processes: list[Process], helper: int) -> set[int]:
+    """The one keeper that the helper has in reserve for the next start, and its only child, a fork of it still."""
+    children = {process.pid: [child.pid for child in processes if child.parent == process.pid] for process in processes}
+    pairs = [
+        {process.pid, *children[process.pid]}
+        for process in processes
+        if process.parent == helper
+        and [LAUNCHER in _read(f"/proc/{pid}/cmdline") for pid in children[process.pid]] == [True]
+    ]
+    return max(pairs, key=max, default=set())
 
 
 def _traces(pid: int) -> bytes:

@@ -1,0 +1,320 @@
+"""Reading and unpacking single layers."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+import tarfile
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.images import MTIME, hardlink, make_tar, member, snapshot, symlink
+
+from containerkit.errors import CorruptLayer, LayerError, UnsafeEntry
+from containerkit.image.attributes import Attributes
+from containerkit.image.extract import Extractor, LowersNeeded
+from containerkit.image.layer import FILE, TarReader, parse_pax, pax_time
+from containerkit.image.write import header, tar_of
+from containerkit.linux.paths import private_umask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+kernel = pytest.mark.kernel
+
+
+@pytest.fixture
+def directory(session_directory: str) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir=session_directory) as path:
+        yield path
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    """Run in a thread with the umask 0, as layers are unpacked; raise what it raises."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            private_umask()
+            work()
+        except BaseException as error:  # noqa: BLE001
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+def unpack(tar: bytes, path: str, lowers: Sequence[str] | None = (), *, piece: int = 1 << 20) -> str:
+    stream = io.BytesIO(tar)
+    os.mkdir(path)
+
+    def work() -> None:
+        with Extractor(path, lowers) as extractor:
+            extractor.unpack(TarReader(lambda: stream.read(piece)))
+            extractor.finish(lowers[0] if lowers else None)
+
+    in_thread(work)
+    return path
+
+
+OUTSIDE = "/tmp/containerkit-test-outside"
+
+UNSAFE = {
+    "dotdot": [member("../escaped", b"x")],
+    "deep dotdot": [member("a/b/../../../escaped", b"x")],
+    "dotdot directory": [member("..", mode=0o777)],
+    "absolute": [member(OUTSIDE, b"x")],
+    "absolute directory": [member(OUTSIDE + "/")],
+    "through an absolute symlink": [symlink("door", OUTSIDE), member("door/escaped", b"x")],
+    "through a symlink that climbs": [symlink("door", "../../.."), member("door/escaped", b"x")],
+    "through two symlinks": [symlink("a", "b"), symlink("b", "/tmp"), member("a/escaped", b"x")],
+    "through a loop": [symlink("a", "b"), symlink("b", "a"), member("a/escaped", b"x")],
+    "through a symlink, directory": [symlink("door", "/tmp"), member("door/escaped/")],
+    "through a symlink, whiteout": [symlink("door", "/tmp"), member("door/.wh.x", b"")],
+    "hard link out": [hardlink("copy", "../../etc/passwd")],
+    "hard link to an absolute path": [hardlink("copy", "/etc/passwd")],
+    "hard link through a symlink": [symlink("door", "/etc"), hardlink("copy", "door/passwd")],
+    "hard link through a climbing symlink": [symlink("door", "../../../../etc"), hardlink("copy", "door/passwd")],
+    "whiteout of the directory itself": [member("a/"), member("a/.wh..", b"")],
+    "whiteout of the parent": [member("a/"), member("a/.wh...", b"")],
+    "the root as a symlink": [symlink("./", "/tmp")],
+}
+
+
+@kernel
+@pytest.mark.parametrize("members", UNSAFE.values(), ids=UNSAFE.keys())
+def test_no_entry_leaves_the_root(directory: str, members: list[Any]) -> None:
+    os.makedirs(OUTSIDE)
+    before = snapshot(OUTSIDE), os.listdir("/tmp"), os.stat("/etc/passwd").st_nlink
+    try:
+        with pytest.raises(UnsafeEntry) as caught:
+            unpack(make_tar([member("first", b"x"), *members]), f"{directory}/layer")
+        assert caught.value.entry
+        assert (snapshot(OUTSIDE), os.listdir("/tmp"), os.stat("/etc/passwd").st_nlink) == before
+    finally:
+        os.rmdir(OUTSIDE)
+    assert os.listdir(directory) == ["layer"]
+
+
+@kernel
+def test_dotdot_inside_and_repeated_slashes_are_harmless(directory: str) -> None:
+    members = [member("./a/./b//c/../d", b"x"), member(".hidden", b"y"), member("..dots/...", b"z")]
+    root = unpack(make_tar(members), f"{directory}/layer")
+    assert {path for path in snapshot(root) if os.path.isfile(f"{root}/{path}")} == {"a/b/d", ".hidden", "..dots/..."}
+
+
+@kernel
+def test_symlinks_are_replaced_not_followed(directory: str) -> None:
+    victim = f"{directory}/victim"
+    with open(victim, "w", encoding="ascii") as file:
+        file.write("safe")
+    members = [symlink("a", victim), member("a", b"new"), symlink("d", directory), member("d/", mode=0o700)]
+    root = unpack(make_tar(members), f"{directory}/layer")
+    with open(victim, encoding="ascii") as file:
+        assert file.read() == "safe"
+    assert stat.S_ISREG(os.lstat(f"{root}/a").st_mode)
+    assert stat.S_ISDIR(os.lstat(f"{root}/d").st_mode)
+
+
+@kernel
+def test_later_entries_win(directory: str) -> None:
+    members = [
+        member("d/"), member("d/sub/"), member("d/sub/x", b"1"), member("d", b"file"),
+        member("f", b"2"), member("f/"), member("f/y", b"3"),
+        member("l", b"4"), hardlink("m", "l"), member("l", b"5"), hardlink("m", "m"),
+    ]  # fmt: skip
+    root = unpack(make_tar(members), f"{directory}/layer")
+    contents = {}
+    for name in ("d", "f/y", "l", "m"):
+        with open(f"{root}/{name}", "rb") as file:
+            contents[name] = file.read()
+    assert contents == {"d": b"file", "f/y": b"3", "l": b"5", "m": b"4"}
+
+
+@kernel
+def test_overlay_form_of_deletions(directory: str) -> None:
+    members = [member(".wh.gone", b""), member("o/"), member("o/.wh..wh..opq", b""), member("o/.wh..wh.plnk/", None)]
+    root = unpack(make_tar(members), f"{directory}/layer")
+    status = os.lstat(f"{root}/gone")
+    assert stat.S_ISCHR(status.st_mode)
+    assert status.st_rdev == 0
+    assert os.getxattr(f"{root}/o", "trusted.overlay.opaque") == b"y"
+    assert os.listdir(f"{root}/o") == []
+
+
+@kernel
+def test_a_layer_cannot_steer_the_overlay(directory: str) -> None:
+    xattrs = {"trusted.overlay.redirect": b"/etc", "user.kept": b"1"}
+    root = unpack(make_tar([member("d/", xattrs=xattrs), member("f", b"", xattrs=xattrs)]), f"{directory}/layer")
+    assert os.listxattr(f"{root}/d") == os.listxattr(f"{root}/f") == ["user.kept"]
+
+
+@kernel
+def test_the_callers_umask_and_a_setgid_parent_do_not_show(directory: str) -> None:
+    os.chown(directory, -1, 12345)
+    os.chmod(directory, 0o2755)
+    old = os.umask(0o077)
+    try:
+        root = unpack(make_tar([member("d/", mode=0o777), member("d/f", b"", mode=0o666)]), f"{directory}/layer")
+    finally:
+        assert os.umask(old) == 0o077
+    found = {name: os.lstat(f"{root}/{name}") for name in ("", "d", "d/f")}
+    assert [oct(stat.S_IMODE(status.st_mode)) for status in found.values()] == ["0o755", "0o777", "0o666"]
+    assert {status.st_gid for status in found.values()} == {0}
+
+
+@kernel
+def test_lower_layers_are_asked_for_when_they_are_needed(directory: str) -> None:
+    upper = make_tar([member("usr/bin/tool", b"x")])
+    with pytest.raises(LowersNeeded):
+        unpack(upper, f"{directory}/first", None)
+    unpack(make_tar([member("usr/bin/tool", b"x"), member("./")][::-1] + [member("x", b"")]), f"{directory}/own", ())
+    complete = make_tar([member("usr/"), member("usr/tool", b"x"), member("x", b""), hardlink("y", "usr/tool")])
+    assert unpack(complete, f"{directory}/second", None)
+
+
+@kernel
+def test_times_before_1970_and_after_2262(directory: str) -> None:
+    times = {"old": -1_000_000_000.5, "new": 10_000_000_000, "far": 13_000_000_000.25}
+    root = unpack(make_tar([member(name, b"", mtime=time) for name, time in times.items()]), f"{directory}/layer")
+    assert {name: os.lstat(f"{root}/{name}").st_mtime for name in times} == times
+
+
+@kernel
+@pytest.mark.parametrize("form", ["gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix --sparse-version=1.0"])
+@pytest.mark.parametrize("regions", [1, 3, 40])
+def test_sparse_files_of_gnu_tar(directory: str, form: str, regions: int) -> None:
+    source = f"{directory}/source"
+    os.mkdir(source)
+    with open(f"{source}/sparse", "wb") as file:
+        for number in range(regions):
+            file.seek(number * 300_000)
+            file.write(os.urandom(5000))
+        file.truncate(regions * 300_000 + 1)
+    kind, *options = form.split()
+    command = ["tar", "-C", source, f"--format={kind}", *options, "--sparse", "-cf", f"{directory}/tar", "sparse"]
+    subprocess.run(command, check=True)
+    with open(f"{directory}/tar", "rb") as tar:
+        root = unpack(tar.read(), f"{directory}/layer", piece=1000)
+    assert snapshot(root)["sparse"] == snapshot(source)["sparse"]
+    assert os.stat(f"{root}/sparse").st_blocks <= os.stat(f"{source}/sparse").st_blocks + 8
+
+
+@kernel
+def test_a_written_tree_unpacks_to_itself(directory: str) -> None:
+    members = [
+        member("./", mode=0o750, uid=3), member("d/", mode=0o1777, mtime=1.5), member("d/f", b"x" * 3000, uid=2**31),
+        hardlink("d/l", "d/f"), symlink("s", "d/" + "t" * 150), member("n" * 200, b"", xattrs={"user.a": b"\0=\n\xff"}),
+        member("dev", type=tarfile.CHRTYPE, devmajor=5, devminor=1, mode=0o620, gid=5), member("ü", b""),
+        member("p", type=tarfile.FIFOTYPE, mode=0o600), member("old", b"", mtime=-5.25), member("e/", mtime=MTIME),
+    ]  # fmt: skip
+    first = unpack(make_tar(members), f"{directory}/first")
+    tar = b"".join(tar_of(first))
+    assert tar == b"".join(tar_of(first))
+    second = unpack(tar, f"{directory}/second", piece=700)
+    assert snapshot(second) == snapshot(first)
+    subprocess.run(["tar", "-tf", "-"], input=tar, check=True, capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(tar)) as peer:
+        assert len(peer.getnames()) == len(members)
+
+
+def read_all(tar: bytes, piece: int = 1 << 20) -> list[tuple[bytes, bytes]]:
+    stream = io.BytesIO(tar)
+    reader = TarReader(lambda: stream.read(piece))
+    found = []
+    while entry := reader.next():
+        found.append((entry.name, b"".join(reader.pieces())))
+    return found
+
+
+PLAIN = make_tar([member("a", b"1" * 700), member("b" * 150, b"2" * 512), member("c", b"")])
+
+
+@pytest.mark.parametrize("piece", [1, 100, 511, 512, 513, 4096])
+def test_pieces_of_any_size(piece: int) -> None:
+    assert read_all(PLAIN, piece) == [(b"a", b"1" * 700), (b"b" * 150, b"2" * 512), (b"c", b"")]
+
+
+def test_the_end_of_a_tar() -> None:
+    end = len(PLAIN.rstrip(b"\0")) // 512 * 512 + 512
+    assert len(read_all(PLAIN[:end])) == 3
+    assert len(read_all(PLAIN[: end + 512])) == 3
+    assert read_all(b"") == []
+    with pytest.raises(CorruptLayer, match="lone zero block"):
+        read_all(PLAIN[: end + 512] + PLAIN)
+
+
+def test_every_truncation_is_noticed() -> None:
+    end = len(PLAIN.rstrip(b"\0")) // 512 * 512 + 512
+    for length in range(1, end, 37):
+        if length % 512 or length in {512, 1024, 2048, 2560, 3072}:
+            with pytest.raises(CorruptLayer, match=r"truncated|extended header"):
+                read_all(PLAIN[:length])
+
+
+def test_every_changed_header_byte_is_noticed() -> None:
+    for at in range(512):
+        damaged = bytearray(PLAIN)
+        damaged[at] ^= 0x01
+        with pytest.raises(CorruptLayer):
+            read_all(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        b"not a tar at all" * 64,
+        header(b"", FILE, Attributes()) + bytes(1024),
+        header(b"x", b"M", Attributes()) + bytes(1024),
+        header(b"x", b"x", Attributes(), size=1 << 30) + bytes(1024),
+        header(b"x", b"x", Attributes(), size=20) + b"999 path=x\n".ljust(512, b"\0") + bytes(1024),
+        header(b"x", b"x", Attributes(), size=14) + b"14 path=a\0b\n\n".ljust(512, b"\0") + header(b"y", FILE, Attributes()),
+    ],
+    ids=["text", "no name", "unknown type", "huge pax", "pax length", "nul in name"],
+)
+def test_damaged_tars(tar: bytes) -> None:
+    with pytest.raises(CorruptLayer):
+        read_all(tar)
+
+
+@pytest.mark.property
+@given(st.binary(max_size=1200), st.integers(0, 700))
+def test_any_bytes_read_or_are_refused(noise: bytes, at: int) -> None:
+    for tar in (noise, PLAIN[:at] + noise + PLAIN[at + len(noise) :]):
+        try:
+            read_all(tar)
+        except LayerError:
+            pass
+
+
+@pytest.mark.property
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=9).filter(lambda key: b"=" not in key), st.binary(max_size=120))))
+def test_pax_records(records: list[tuple[bytes, bytes]]) -> None:
+    content = b"".join(_record(key, value) for key, value in records)
+    assert list(parse_pax(content)) == records
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    rest = b" " + key + b"=" + value + b"\n"
+    length = next(size for size in range(len(rest), len(rest) + 9) if size == len(rest) + len(str(size)))
+    return str(length).encode() + rest
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        (b"1.5", 1_500_000_000), (b"1", 1_000_000_000), (b"0.000000001", 1), (b"1.9999999999", 1_999_999_999),
+        (b"-1.5", -1_500_000_000), (b"-0.0000000001", -1), (b"99999999999", 99_999_999_999 * 10**9),
+    ],
+)  # fmt: skip
+def test_pax_times(text: bytes, nanoseconds: int) -> None:
+    assert pax_time({b"mtime": text}, b"mtime", 7) == nanoseconds
