@@ -22,7 +22,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PACKAGE = "containerkit"
 MODULE_LINES = 450
 FUNCTION_LINES = 60
-OWN_PROCESS = {"quickstart", "launcher", "keeper", "doctor"}  # may print and exit
+OWN_PROCESS = {"quickstart", "launcher", "keeper", "starter"}  # may print and exit
 FACE = "__init__"  # the lazy public face may name everything
 
 # What the privileged helper loads of the library, beside linux/: what it needs before it enters a root, no policy.
@@ -32,8 +32,10 @@ LAUNCHER_MODULES = {
     "containerkit.isolation",
     "containerkit.isolation.keeper",
     "containerkit.isolation.launcher",
+    "containerkit.isolation.messages",
     "containerkit.isolation.operations",
     "containerkit.isolation.plan",
+    "containerkit.isolation.starter",
 }
 # Each of these costs a good part of a whole container start.
 SLOW_MODULES = {
@@ -95,8 +97,8 @@ def table() -> dict[str, frozenset[str]]:
         rows = [line.strip().strip("|").split("|") for line in file if line.startswith("| `")]
     allowed: dict[str, frozenset[str]] = {}
     for place, _, may in rows:
-        above = frozenset(allowed) if "everything above" in may else frozenset(re.findall(r"`(\w+)`", may))
-        reachable = above.union(*(allowed[room] for room in above))
+        above = frozenset({*allowed, FACE}) if "everything above" in may else frozenset(re.findall(r"`(\w+)`", may))
+        reachable = above.union(*(allowed.get(room, ()) for room in above))
         rooms = re.findall(r"`(\w+)(?:/|\.py)`", place)
         own = frozenset(rooms) if len(rooms) > 1 else frozenset()
         allowed.update(dict.fromkeys(rooms, reachable | own))

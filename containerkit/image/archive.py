@@ -94,7 +94,7 @@ class TarFiles:
                 members = tar.getmembers()
                 end = os.stat(path).st_size
                 self._places = {
-                    os.path.normpath(found.name): (found.offset_data, found.size)
+                    os.path.normpath(member.name): (found.offset_data, found.size)
                     for member in members
                     if (found := _target(tar, member)) is not None
                 }

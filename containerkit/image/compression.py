@@ -20,6 +20,8 @@ LONGEST_MAGIC = 4
 GZIP_FORMAT = 31
 MOST_AT_ONCE = 4 << 20
 LARGEST_WINDOW = 128 << 20
+ZSTD_SLICE = 4 << 10
+ZSTD_PIECE = 1 << 20
 
 
 def decompressed(read: Callable[[], bytes]) -> Callable[[], bytes]:
@@ -92,31 +94,30 @@ def _inflater() -> tuple[Callable[[], Any], type[Exception]]:
 
 
 def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+    """Frame after frame. The input goes in by small slices, for four bytes of it may stand for 128 KiB of output."""
     import zstandard
 
-    source: Any = _Source(data, read)
-    frames = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
-    with frames.stream_reader(source, read_across_frames=True, closefd=False) as stream:
-        while True:
-            try:
-                plain = stream.read(MOST_AT_ONCE)
-            except zstandard.ZstdError as error:
-                raise CorruptLayer(f"damaged zstd data: {error}") from error
-            if not plain:
-                return
-            yield plain
-
-
-class _Source:
-    """``read(size)`` over pieces, as zstandard wants it; gives less than asked, never more."""
-
-    def __init__(self, data: bytes, read: Callable[[], bytes]) -> None:
-        self._data = memoryview(data)
-        self._read = read
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._data:
-            self._data = memoryview(self._read())
-        end = len(self._data) if size < 0 else size
-        piece, self._data = self._data[:end], self._data[end:]
-        return bytes(piece)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+    frame: Any = None
+    ready: list[bytes] = []
+    size = 0
+    left = memoryview(data)
+    while left or (left := memoryview(read())):
+        frame = frame or decompressor.decompressobj()
+        part, left = left[:ZSTD_SLICE], left[ZSTD_SLICE:]
+        try:
+            plain = frame.decompress(part)
+        except zstandard.ZstdError as error:
+            raise CorruptLayer(f"damaged zstd data: {error}") from error
+        if frame.eof:
+            left = memoryview(frame.unused_data + bytes(left)) if frame.unused_data else left
+            frame = None
+        ready.append(plain)
+        size += len(plain)
+        if size >= ZSTD_PIECE:
+            yield b"".join(ready)
+            ready, size = [], 0
+    if frame is not None:
+        raise CorruptLayer("the zstd data is truncated")
+    if size:
+        yield b"".join(ready)

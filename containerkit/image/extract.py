@@ -17,7 +17,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from containerkit.errors import CorruptLayer, KernelError, RegistryError, UnsafeEntry
+from containerkit.errors import CorruptLayer, KernelError, UnsafeEntry
 from containerkit.image import layer
 from containerkit.image.attributes import CREATE, Attributes, copy_file, read_attributes, set_xattrs
 from containerkit.image.merged import OPAQUE, MergedView, is_whiteout
@@ -82,9 +82,9 @@ class Extractor:
         while entry := reader.next():
             try:
                 self._unpack(entry)
-            except RegistryError:
-                raise  # the stream broke: many of these are OSErrors, too
             except OSError as error:
+                if error is reader.failure:
+                    raise  # the stream broke, not the unpacking
                 raise _translated(error, entry) from error
 
     def finish(self, parent: str | None) -> None:

@@ -61,7 +61,9 @@ class TarReader:
     """
 
     def __init__(self, read: Callable[[], bytes]) -> None:
-        self._read = read
+        self._source = read
+        #: What ``read`` raised, for telling it from errors of whoever takes the entries.
+        self.failure: BaseException | None = None
         self._buffer = b""
         self._position = 0
         self._data = 0
@@ -125,6 +127,13 @@ class TarReader:
             raise self._corrupt("has less data than it says")
         self._data -= count
         return self.take(count)
+
+    def _read(self) -> bytes:
+        try:
+            return self._source()
+        except BaseException as error:
+            self.failure = error
+            raise
 
     def _fill(self) -> None:
         self._buffer, self._position = self._read(), 0

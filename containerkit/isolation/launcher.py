@@ -44,7 +44,8 @@ def main(owner_pid: int) -> None:
     gc.freeze()
     control = _socket.socket(fileno=_CONTROL_FD)
     os.set_inheritable(_CONTROL_FD, False)
-    control.send(b"ready %d" % os.getpid())
+    control.send(b"%d" % os.getpid())
+    os.dup2(0, 2)  # until here complaints went to the library; 0 is /dev/null
     serve(control, owner)
 
 

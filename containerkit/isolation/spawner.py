@@ -28,8 +28,12 @@ class Launcher:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.socket, theirs = messages.pair()
+        self._complaints = os.memfd_create("launcher's stderr", os.MFD_CLOEXEC)
         try:
-            self._first = _spawn(theirs.fileno())
+            self._first = _spawn(theirs.fileno(), self._complaints)
+        except BaseException:
+            os.close(self._complaints)
+            raise
         finally:
             theirs.close()
         self.pid = 0
@@ -41,9 +45,13 @@ class Launcher:
             os.waitpid(self._first, 0)
         except ChildProcessError:
             pass  # the caller's own waitpid(-1) was faster
-        if not answer.startswith(b"ready "):
-            raise LauncherLost("the launcher did not start", hint=f"does {sys.executable} -I -S -c pass work?")
-        self.pid = int(answer.split()[1])
+        try:
+            if not answer:
+                words = os.pread(self._complaints, 4096, 0).decode(errors="replace").strip().splitlines()
+                raise LauncherLost(f"the launcher did not start: {words[-1] if words else 'it said nothing'}")
+        finally:
+            os.close(self._complaints)
+        self.pid = int(answer)
 
     def send(self, word: bytes, fds: tuple[int, ...] = ()) -> None:
         """One datagram. Raises :class:`LauncherLost`."""
@@ -136,7 +144,7 @@ def keep_from_owner(directory: str) -> None:
         _current.send(b"-" + os.fsencode(directory))
 
 
-def _spawn(control: int) -> int:
+def _spawn(control: int, stderr: int) -> int:
     """A fresh interpreter that sees itself through a read-only mount.
 
     A process in a container that gets hold of ``/proc/PID/exe`` of a process on its way in, or executes
@@ -156,7 +164,7 @@ def _spawn(control: int) -> int:
         arguments = [interpreter, "-I", "-S", "-c", _BOOT, str(os.getpid()), package]
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)]
+            actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((null, null, stderr))]
             return os.posix_spawn(
                 f"/proc/self/fd/{view}",
                 arguments,

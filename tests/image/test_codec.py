@@ -139,11 +139,13 @@ def test_run_config_goes_through_the_database_unchanged() -> None:
         "Healthcheck": {"Test": ["NONE"]},
     }
     run = RunConfig.from_config(parse_config(config(config=document)))
-    assert run == RunConfig(
-        ("/e",), (), ("A=1", "B="), "1:2", "/w", "SIGUSR1", {"l": "v"}, ("/data",), ("80/tcp",)
-    )
+    assert run == RunConfig(("/e",), (), ("A=1", "B="), "1:2", "/w", "SIGUSR1", {"l": "v"}, ("/data",), ("80/tcp",))
     assert RunConfig.from_json(run.to_json()) == run
-    assert RunConfig.from_config(parse_config(config(config={"Cmd": "echo hi"}))).command == ("/bin/sh", "-c", "echo hi")
+    assert RunConfig.from_config(parse_config(config(config={"Cmd": "echo hi"}))).command == (
+        "/bin/sh",
+        "-c",
+        "echo hi",
+    )
     with pytest.raises(InvalidImage, match="Env"):
         RunConfig.from_config(parse_config(config(config={"Env": "A=1"})))
 
@@ -177,8 +179,12 @@ def test_index_entries() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["config", "layers", "manifests", "digest", "size", "mediaType", "rootfs"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["config", "layers", "manifests", "digest", "size", "mediaType", "rootfs"]), inner
+        )
+    ),
     max_leaves=8,
 )
 

@@ -190,7 +190,9 @@ def test_times_before_1970_and_after_2262(directory: str) -> None:
 
 
 @kernel
-@pytest.mark.parametrize("form", ["gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix --sparse-version=1.0"])
+@pytest.mark.parametrize(
+    "form", ["gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix --sparse-version=1.0"]
+)
 @pytest.mark.parametrize("regions", [1, 3, 40])
 def test_sparse_files_of_gnu_tar(directory: str, form: str, regions: int) -> None:
     source = f"{directory}/source"
@@ -200,6 +202,7 @@ def test_sparse_files_of_gnu_tar(directory: str, form: str, regions: int) -> Non
             file.seek(number * 300_000)
             file.write(os.urandom(5000))
         file.truncate(regions * 300_000 + 1)
+    os.utime(f"{source}/sparse", (MTIME, MTIME))
     kind, *options = form.split()
     command = ["tar", "-C", source, f"--format={kind}", *options, "--sparse", "-cf", f"{directory}/tar", "sparse"]
     subprocess.run(command, check=True)
@@ -262,7 +265,8 @@ def test_every_truncation_is_noticed() -> None:
 
 
 def test_every_changed_header_byte_is_noticed() -> None:
-    for at in range(512):
+    for at in range(512 - 1):
+        at += at >= 155  # what follows the checksum's own NUL says nothing
         damaged = bytearray(PLAIN)
         damaged[at] ^= 0x01
         with pytest.raises(CorruptLayer):
@@ -277,7 +281,9 @@ def test_every_changed_header_byte_is_noticed() -> None:
         header(b"x", b"M", Attributes()) + bytes(1024),
         header(b"x", b"x", Attributes(), size=1 << 30) + bytes(1024),
         header(b"x", b"x", Attributes(), size=20) + b"999 path=x\n".ljust(512, b"\0") + bytes(1024),
-        header(b"x", b"x", Attributes(), size=14) + b"14 path=a\0b\n\n".ljust(512, b"\0") + header(b"y", FILE, Attributes()),
+        header(b"x", b"x", Attributes(), size=14)
+        + b"14 path=a\0b\n\n".ljust(512, b"\0")
+        + header(b"y", FILE, Attributes()),
     ],
     ids=["text", "no name", "unknown type", "huge pax", "pax length", "nul in name"],
 )
@@ -297,7 +303,9 @@ def test_any_bytes_read_or_are_refused(noise: bytes, at: int) -> None:
 
 
 @pytest.mark.property
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=9).filter(lambda key: b"=" not in key), st.binary(max_size=120))))
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=9).filter(lambda key: b"=" not in key), st.binary(max_size=120)))
+)
 def test_pax_records(records: list[tuple[bytes, bytes]]) -> None:
     content = b"".join(_record(key, value) for key, value in records)
     assert list(parse_pax(content)) == records

@@ -131,6 +131,10 @@ def test_the_start_path_loads_nothing_heavy() -> None:
         "print(sorted({'attr', 'attrs', 'hashlib', 'requests', 'zstandard', 'isal', 'pathlib', 'dataclasses', 'logging',"
         " 'subprocess', 'tempfile', 'tarfile'} & (set(sys.modules) - before)))"
     )
-    found = subprocess.run([sys.executable, "-I", "-c", "import sys; sys.path[:0] = " + repr(sys.path) + "\n" + code],
-                           check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", "import sys; sys.path[:0] = " + repr(sys.path) + "\n" + code],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert found.stdout == "[]\n"

@@ -29,6 +29,7 @@ from containerkit.image.codec import LARGEST_DOCUMENT
 from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_INDEX, OCI_MANIFEST, Descriptor
 from containerkit.image.reference import Reference
+from containerkit.registry.transport import Request, read_body
 from support.faulty import answer, head, raw
 
 if TYPE_CHECKING:
@@ -146,6 +147,15 @@ def test_manifest_cut(action: Action, resolve: Callable[..., object], faulty: Fa
         resolve(action)
     assert caught.value.retryable
     assert len(faulty.seen) == 3
+
+
+def test_a_cut_is_seen_even_where_urllib3_does_not_look(faulty: Faulty, repository: Callable[..., Repository]) -> None:
+    """As urllib3 1.x does by default."""
+    faulty.on("GET", "/v2/some", raw(head(200, {"content_length": "5"}), b"1234"))
+    with repository(f"{faulty.host}/a")._transport.stream(Request("GET", "some", "it")) as response:
+        response.raw.enforce_content_length = False
+        with pytest.raises(RegistryDisconnected, match="it: "):
+            read_body(response, 100, "it")
 
 
 @pytest.mark.parametrize("start", [b"", head(200, {"content_length": "99"}) + b"{"], ids=["no answer", "half a body"])
