@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Completed": "isolation.process",
-    "Container": "container.container",
+    "Container": "host",
     "DEVNULL": "isolation.process",
     "Host": "host",
     "Image": "image.images",
@@ -48,7 +48,7 @@ __all__ = [*sorted(_HOME), "errors"]  # noqa: PLE0604 - strings, all of them
 
 def __getattr__(name: str) -> object:
     """Load a public name, an error class or a submodule on first use."""
-    import importlib  # noqa: PLC0415 - only on first use
+    import importlib
 
     if name in _HOME:
         value = getattr(importlib.import_module(f"containerkit.{_HOME[name]}"), name)

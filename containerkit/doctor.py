@@ -54,7 +54,9 @@ class Report(NamedTuple):
 def doctor(root: str | None = None) -> Report:
     """Try what containers need on this host; nothing is left behind. ``root`` is the state root to check."""
     where = root or default_root()
-    return Report((_kernel(), _privileges(), *_namespaces(), _mounts(), _overlay(where), *_cgroups(), _seccomp(), _devices()))
+    return Report(
+        (_kernel(), _privileges(), *_namespaces(), _mounts(), _overlay(where), *_cgroups(), _seccomp(), _devices())
+    )
 
 
 def _kernel() -> Check:
@@ -63,7 +65,9 @@ def _kernel() -> Check:
         version = tuple(int(part) for part in release.split(".")[:2])
     except ValueError:
         version = (0, 0)
-    return Check("kernel", version >= (5, 15), f"Linux {release} on {os.uname().machine}", "Linux 5.15 or later is needed")
+    return Check(
+        "kernel", version >= (5, 15), f"Linux {release} on {os.uname().machine}", "Linux 5.15 or later is needed"
+    )
 
 
 def _privileges() -> Check:
@@ -77,7 +81,9 @@ def _privileges() -> Check:
 def _namespaces() -> list[Check]:
     needed = {"mnt": "mount", "pid": "pid", "net": "network", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup"}
     missing = [name for file, name in needed.items() if not os.path.exists(f"/proc/self/ns/{file}")]
-    there = Check("namespaces", not missing, ", ".join(sorted(needed.values())), f"the kernel lacks {', '.join(missing)}")
+    there = Check(
+        "namespaces", not missing, ", ".join(sorted(needed.values())), f"the kernel lacks {', '.join(missing)}"
+    )
     user = os.path.exists("/proc/self/ns/user")
     detail = "there" if user else "not there"
     return [there, Check("user namespaces", user, detail, "needed for rootless containers", required=False)]
@@ -103,10 +109,14 @@ def _overlay(root: str) -> Check:
             try:
                 mount.probe_overlay(f"{base}/lower", f"{base}/upper", f"{base}/work")
             except KernelError as error:
-                remedy = "put the state root on ext4, xfs, btrfs or tmpfs (CONTAINERKIT_ROOT); an overlay cannot hold it"
+                remedy = (
+                    "put the state root on ext4, xfs, btrfs or tmpfs (CONTAINERKIT_ROOT); an overlay cannot hold it"
+                )
                 return Check("overlay", False, f"below {directory}: {error}", remedy)
     except OSError as error:
-        return Check("overlay", False, f"{directory}: {error.strerror}", "choose a writable state root (CONTAINERKIT_ROOT)")
+        return Check(
+            "overlay", False, f"{directory}: {error.strerror}", "choose a writable state root (CONTAINERKIT_ROOT)"
+        )
     return Check("overlay", True, f"works below {directory}")
 
 
@@ -114,7 +124,9 @@ def _cgroups() -> list[Check]:
     hierarchy = cgroup.detect()
     usable = hierarchy.mode != "none" and bool(hierarchy.controllers)
     detail = f"{hierarchy.mode}; controllers {', '.join(sorted(hierarchy.controllers)) or 'none'}"
-    checks = [Check("cgroups", usable, detail, hierarchy.reason or "mount a cgroup tree that root may write", required=False)]
+    checks = [
+        Check("cgroups", usable, detail, hierarchy.reason or "mount a cgroup tree that root may write", required=False)
+    ]
     for name in _LIMITED:
         there = name in hierarchy.controllers
         text = "can be limited" if there else "cannot be limited"
@@ -135,4 +147,6 @@ def _devices() -> Check:
     else:
         able = "devices" in hierarchy.controllers
         how = "by the devices controller" if able else "device nodes are refused altogether"
-    return Check("device filter", able, how, "a kernel with CONFIG_CGROUP_BPF, or the v1 devices controller", required=False)
+    return Check(
+        "device filter", able, how, "a kernel with CONFIG_CGROUP_BPF, or the v1 devices controller", required=False
+    )

@@ -188,7 +188,8 @@ class RegistryError(ContainerkitError):
     """A registry did not do what was asked.
 
     ``url`` carries no user name, password or query. ``status`` is the HTTP status, 0 where none came; ``code`` the
-    Distribution protocol's error code (``MANIFEST_INVALID``), or empty. ``retryable`` says whether trying again may help.
+    Distribution protocol's error code (``MANIFEST_INVALID``), or empty. ``retryable`` says whether trying again may
+    help.
     """
 
     retryable = False
@@ -286,7 +287,7 @@ class StartError(ContainerError):
     def __init__(self, message: str, *, operation: str = "", errno: int = 0, path: str = "", hint: str = "") -> None:
         ContainerError.__init__(self, message, hint=hint)
         self.operation = operation
-        self.errno = errno
+        self.errno: int = errno
         self.path = path
 
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def explain(
-    what: Container | Source | str, command: str | Sequence[str] | None = None, *, host: Host | None = None, **options: Any
+    what: Container | Source | str,
+    command: str | Sequence[str] | None = None,
+    *,
+    host: Host | None = None,
+    **options: Any,
 ) -> str:
     """The plan of a container as text: every operation, in order.
 
@@ -25,7 +29,7 @@ def explain(
     if isinstance(what, Container):
         return describe(what.plan())
     if host is None:
-        from containerkit.host import default_host  # noqa: PLC0415 - only without a host
+        from containerkit.host import default_host
 
         host = default_host()
     return describe(host.containers.draft(what, command, **options).plan())

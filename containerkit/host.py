@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from containerkit.container import container
+from containerkit.container.container import Container as Container
 from containerkit.container.containers import Containers
 from containerkit.image.images import Images
 from containerkit.isolation import spawner
 from containerkit.state import State
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from containerkit.container.options import Source
@@ -55,7 +57,7 @@ class Host:
 
 def _connect(reference: Reference) -> Remote:
     """The registry's client loads with the first pull or push."""
-    from containerkit.registry.client import connect  # noqa: PLC0415
+    from containerkit.registry.client import connect
 
     return connect(reference)
 
@@ -71,6 +73,9 @@ def default_host() -> Host:
         if _default is None or _default.root != State(None).root:
             _default = Host()
         return _default
+
+
+container.default_containers = lambda: default_host().containers
 
 
 def run(image: Source | str, command: str | Sequence[str] | None = None, **options: Any) -> Completed:

@@ -1,6 +1,7 @@
 """``python -m containerkit.quickstart``: the main job on the embedded default, step by step, with times.
 
-No network and no image from outside: the machine's own root file system is the image. Nothing is left behind. Needs root.
+No network and no image from outside: the machine's own root file system is the image. Nothing is left behind. Needs
+root.
 """
 
 from __future__ import annotations
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
     from containerkit.host import Host
 
 _INSIDE = """
-echo "own pid          $$"
-echo "processes seen   $(ls -d /proc/[0-9]* | wc -l)"
-echo "host name        $(cat /proc/sys/kernel/hostname)"
-echo "user             $(id -un)"
-echo "interfaces       $(ls /sys/class/net | tr '\\n' ' ')"
-echo "capabilities     $(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)"
-echo "seccomp mode     $(sed -n 's/^Seccomp:[[:space:]]*//p' /proc/self/status)"
-echo "memory limit     $(cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | head -n 1)"
-echo "pids limit       $(cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null | head -n 1)"
-echo "cpu quota        $(cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null | head -n 1)"
-echo "files in /root   $(ls -A /root | wc -l)"
+echo "own pid          $$" echo "processes seen   $(ls -d /proc/[0-9]* | wc -l)" echo "host name        $(cat
+/proc/sys/kernel/hostname)" echo "user             $(id -un)" echo "interfaces       $(ls /sys/class/net | tr '\\n' '
+')" echo "capabilities     $(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)" echo "seccomp mode     $(sed -n
+'s/^Seccomp:[[:space:]]*//p' /proc/self/status)" echo "memory limit     $(cat /sys/fs/cgroup/memory.max
+/sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | head -n 1)" echo "pids limit       $(cat
+/sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null | head -n 1)" echo "cpu quota        $(cat
+/sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null | head -n 1)" echo "files in /root   $(ls -A
+/root | wc -l)"
 """
 
 

@@ -78,7 +78,7 @@ class State:
         self._connections: list[sqlite3.Connection] = []
         try:
             for part in ("", "blobs/sha256", "ingest", "layers", "containers", "cache"):
-                os.makedirs(os.path.join(self.root, part), mode=0o711 if part else 0o711, exist_ok=True)
+                os.makedirs(os.path.join(self.root, part), mode=0o711, exist_ok=True)
         except OSError as error:
             raise StateError(
                 f"cannot use {self.root} as the state root: {error.strerror}",
@@ -135,7 +135,9 @@ class State:
         if version == VERSION:
             return
         if version > VERSION:
-            raise StateError(f"{self.root} was written by a newer containerkit (schema {version}, this one knows {VERSION})")
+            raise StateError(
+                f"{self.root} was written by a newer containerkit (schema {version}, this one knows {VERSION})"
+            )
         database.execute("BEGIN IMMEDIATE")
         if database.execute("PRAGMA user_version").fetchone()[0] == 0:
             for statement in SCHEMA.split(";"):

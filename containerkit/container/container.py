@@ -6,40 +6,52 @@ import os
 import select
 import time
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from containerkit.container import logs as log_files
-from containerkit.container.record import Ended, Record, Running, read_ended, read_running, write_ended
-from containerkit.container.specify import specify, specify_exec
+from containerkit.container.planning import container_plan, exec_plan, stdin_fd
+from containerkit.container.record import Ended, Record, read_ended, read_running, write_ended
+from containerkit.container.specify import specify_exec
 from containerkit.errors import ContainerNotRunning, ContainerRunning, InvalidState
-from containerkit.isolation import cgroup, defaults, seccomp, spawner
-from containerkit.isolation.compile import Facts, compile_container, compile_exec
+from containerkit.isolation import cgroup, spawner
 from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process, signal_number
-from containerkit.linux import capabilities, process
+from containerkit.linux import process
 from containerkit.linux.tree import make_directory, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from containerkit.container.containers import Containers
     from containerkit.container.options import Source
-    from containerkit.host import Host
+    from containerkit.container.planning import Stdin
     from containerkit.isolation.plan import Plan
-    from containerkit.isolation.spec import ExecSpec
-
-    Stdin = None | bytes | int | IO[bytes]
 
 _DIED_UNSEEN = 137  # SIGKILL: the keeper is gone, and took the container with it
 _KILL = 9
 _KEEPER_SECONDS = 10.0
 
 
+class HasContainers(Protocol):
+    """A host."""
+
+    @property
+    def containers(self) -> Containers: ...
+
+
+def no_default() -> Containers:
+    """In place until :mod:`containerkit.host`, which knows the default host, has been loaded."""
+    raise LookupError("import containerkit.host for a default host")
+
+
+default_containers: Callable[[], Containers] = no_default
+
+
 class Container:
     """A container of a host. Several handles, in several processes, may stand for the same one.
 
-    ``Container(image, command, host=host, **options)`` creates one; as a context manager it is also started, and is gone
-    afterwards. ``host.containers.create`` and ``host.containers.get`` give handles too.
+    ``Container(image, command, host=host, **options)`` creates one; as a context manager it is also started, and is
+    gone afterwards. ``host.containers.create`` and ``host.containers.get`` give handles too.
     """
 
     def __init__(
@@ -47,16 +59,13 @@ class Container:
         image: Source | str,
         command: str | Sequence[str] | None = None,
         *,
-        host: Host | None = None,
+        host: HasContainers | None = None,
         stdin: Stdin = None,
         **options: Any,
     ) -> None:
         """Create, do not start. The options are those of :meth:`Containers.create`, and so are the errors."""
-        if host is None:
-            from containerkit.host import default_host  # noqa: PLC0415 - the one upward look, for convenience
-
-            host = default_host()
-        created = host.containers.create(image, command, stdin=stdin, **options)
+        containers = default_containers() if host is None else host.containers
+        created = containers.create(image, command, stdin=stdin, **options)
         self.__dict__.update(created.__dict__)
 
     @classmethod
@@ -66,12 +75,13 @@ class Container:
         self._containers = containers
         self._record = record
         self._stdin_source = stdin
-        self.stdin: IO[bytes] | None = None
+        self.stdin = None
         return self
 
     _containers: Containers
     _record: Record
     _stdin_source: Stdin
+    stdin: IO[bytes] | None
 
     def __repr__(self) -> str:
         return f"<Container {self.name} {self.short_id}>"
@@ -181,11 +191,11 @@ class Container:
             if running is not None and running.keeper_lives():
                 if read_ended(self.directory) is None:
                     raise ContainerRunning(f"container {self.name} is running already")
-                _wait_gone(running.keeper, running.keeper_start, None)
+                process.wait_gone(running.keeper, running.keeper_start, None)
             for name in ("exit", "state"):
                 _unlink(f"{self.directory}/{name}")
             self._forget_volatile()
-            stdin, close = _stdin(self._stdin_source)
+            stdin, close = stdin_fd(self._stdin_source)
             try:
                 started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL)
             finally:
@@ -195,20 +205,7 @@ class Container:
 
     def plan(self, *, log: bool = True, remove: bool = False) -> Plan:
         """The plan that :meth:`start` would hand to the launcher."""
-        record = self._record
-        spec = specify(record, self.directory, _host_files())
-        hierarchy = cgroup.detect()
-        layout = cgroup.layout(hierarchy, record.id, record.limits, defaults.DEVICE_RULES)
-        facts = Facts(
-            cgroups=layout,
-            cgroup_mounts=cgroup.cgroup_mounts(hierarchy, layout),
-            seccomp=self._seccomp(),
-            known_capabilities=capabilities.known((1 << 64) - 1),
-            log=log,
-            with_owner=not record.detached,
-            remove=remove,
-        )
-        return compile_container(spec, facts)
+        return container_plan(self._record, self.directory, self._containers.cache, log=log, remove=remove)
 
     def exec(
         self,
@@ -223,8 +220,9 @@ class Container:
     ) -> Completed:
         """Run a command inside, feed it ``input``, return its exit code and output.
 
-        At ``timeout`` seconds it and all that it started are killed and :class:`ProcessTimeout` is raised. With ``check`` an
-        exit code other than 0 raises :class:`ProcessFailed`. Raises :class:`ContainerNotRunning`, :class:`StartError`.
+        At ``timeout`` seconds it and all that it started are killed and :class:`ProcessTimeout` is raised. With
+        ``check`` an exit code other than 0 raises :class:`ProcessFailed`. Raises :class:`ContainerNotRunning`,
+        :class:`StartError`.
         """
         process_ = self.spawn(command, env=env, workdir=workdir, user=user)
         try:
@@ -253,27 +251,17 @@ class Container:
         spec = specify_exec(self._record, identity, command, env=env, workdir=workdir, user=user)
         pidfd = self._pidfd()
         try:
-            return Process(self._exec_plan(spec), spec.process.args, stdin, stdout, stderr, pidfd)
+            return Process(
+                exec_plan(self._record, spec, self._containers.cache), spec.process.args, stdin, stdout, stderr, pidfd
+            )
         except Exception as error:
             if self.status != "running":
-                raise ContainerNotRunning(f"container {self.name} ended before {spec.process.args[0]} started") from error
+                raise ContainerNotRunning(
+                    f"container {self.name} ended before {spec.process.args[0]} started"
+                ) from error
             raise
         finally:
             os.close(pidfd)
-
-    def _exec_plan(self, spec: ExecSpec) -> Plan:
-        own = cgroup.layout(cgroup.detect(), self.id, self._record.limits, defaults.DEVICE_RULES)
-        facts = Facts(
-            cgroups=cgroup.exec_layout(own, spec.id),
-            seccomp=self._seccomp(),
-            known_capabilities=capabilities.known((1 << 64) - 1),
-        )
-        return compile_exec(spec, facts)
-
-    def _seccomp(self) -> bytes:
-        if not self._record.seccomp:
-            return b""
-        return seccomp.default_program(self._record.capabilities, self._containers.state.path("cache"))
 
     def kill(self, signal: str | int = "KILL") -> None:
         """Send a signal to its process 1. Raises :class:`ContainerNotRunning`, :class:`InvalidOption`."""
@@ -309,7 +297,7 @@ class Container:
         if running is None:
             raise ContainerNotRunning(f"container {self.name} has not been started")
         # The keeper is the last to go: after it nothing of the run is left.
-        if not _wait_gone(running.keeper, running.keeper_start, timeout):
+        if not process.wait_gone(running.keeper, running.keeper_start, timeout):
             raise TimeoutError(f"container {self.name} still runs after {timeout} s")
         ended = self._ended()
         return ended.exit_code if ended else _DIED_UNSEEN
@@ -328,7 +316,7 @@ class Container:
                     self.kill("KILL")
                 except ContainerNotRunning:
                     pass
-            _wait_gone(running.keeper, running.keeper_start, None)
+            process.wait_gone(running.keeper, running.keeper_start, None)
         self._reconcile()
         self._clear()
         spawner.keep_from_owner(self.directory)
@@ -337,7 +325,7 @@ class Container:
         """Remove what may be left of it, its owner being dead. Its keeper saw that end too; wait until it is done."""
         running = read_running(self.directory)
         if running is not None:
-            _wait_gone(running.keeper, running.keeper_start, _KEEPER_SECONDS)
+            process.wait_gone(running.keeper, running.keeper_start, _KEEPER_SECONDS)
         self._reconcile()
         self._clear()
 
@@ -352,7 +340,7 @@ class Container:
         remove_tree(self.directory)
         self._containers.forget(self.id)
 
-    def __enter__(self) -> Container:
+    def __enter__(self) -> Self:
         try:
             if self.status == "created":
                 self.start()
@@ -381,7 +369,7 @@ class Container:
         group = self.cgroup
         if group.exists():
             group.kill()
-            _wait_gone(running.pid, running.start, None)
+            process.wait_gone(running.pid, running.start, None)
         group.remove()
         if read_ended(self.directory) is None:
             write_ended(self.directory, Ended(_DIED_UNSEEN, 0, time.time_ns()))
@@ -390,7 +378,7 @@ class Container:
         """A pidfd of process 1 that is certainly it. Raises :class:`ContainerNotRunning`."""
         running = read_running(self.directory)
         if running is not None and read_ended(self.directory) is None:
-            pidfd = _identity(running.pid, running.start)
+            pidfd = process.pidfd_of(running.pid, running.start)
             if pidfd >= 0:
                 return pidfd
         raise ContainerNotRunning(f"container {self.name} is not running", hint=f"it is {self.status}")
@@ -398,7 +386,7 @@ class Container:
     @contextmanager
     def _starting(self) -> Iterator[None]:
         """One start at a time, over all processes."""
-        import fcntl  # noqa: PLC0415 - not for run()
+        import fcntl
 
         make_directory(self.directory, 0o710)
         lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -412,64 +400,12 @@ class Container:
             os.close(lock)
 
     def _forget_volatile(self) -> None:
-        """An overlay mounted volatile leaves a mark that refuses the next mount, since a crash of the machine in between
+        """Take away the mark that a volatile overlay leaves.
 
-        could have lost data (kernel: overlayfs.rst, "Volatile mount"). Within one owner's life there was no such crash.
+        It refuses the next mount, since a crash of the machine in between could have lost data (kernel: overlayfs.rst,
+        "Volatile mount"). Within one owner's life there was no such crash.
         """
         remove_tree(f"{self.directory}/work/work/incompat")
-
-
-def _identity(pid: int, start: int) -> int:
-    """A pidfd of the process with this pid and start time, or -1."""
-    try:
-        pidfd = process.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-    except OSError:
-        return -1
-    if process.start_time(pid) != start:  # the pid was taken by another before the fd could hold it
-        os.close(pidfd)
-        return -1
-    return pidfd
-
-
-def _wait_gone(pid: int, start: int, timeout: float | None) -> bool:
-    pidfd = _identity(pid, start)
-    if pidfd < 0:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
-    finally:
-        os.close(pidfd)
-
-
-def _stdin(source: Stdin) -> tuple[int, bool]:
-    """An fd to hand over, and whether to close it afterwards. Bytes become a file in memory that ends where they end."""
-    if source is None:
-        return DEVNULL, False
-    if isinstance(source, bytes):
-        fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        view = memoryview(source)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd, True
-    if isinstance(source, int):
-        return source, False
-    return source.fileno(), False
-
-
-def _host_files() -> dict[str, str]:
-    found = {}
-    for path in ("/etc/hosts", "/etc/resolv.conf"):
-        try:
-            with open(path, errors="surrogateescape") as file:
-                found[path] = file.read()
-        except OSError:
-            continue
-    return found
 
 
 def _unlink(path: str) -> None:

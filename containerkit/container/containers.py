@@ -14,8 +14,8 @@ from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from containerkit.container.container import Stdin
     from containerkit.container.options import Source
+    from containerkit.container.planning import Stdin
     from containerkit.image.images import Images
     from containerkit.state import State
 
@@ -33,13 +33,18 @@ class Containers:
         """Where a container keeps its files."""
         return self.state.path("containers", identity)
 
+    @property
+    def cache(self) -> str:
+        """Where derived data is kept."""
+        return self.state.path("cache")
+
     def create(
         self, image: Source | str, command: str | Sequence[str] | None = None, *, stdin: Stdin = None, **options: Any
     ) -> Container:
         """Create a container; see :func:`containerkit.container.options.make_record` for the options.
 
-        ``stdin`` is None (/dev/null), bytes, ``containerkit.PIPE`` (then ``container.stdin`` is the way in), an fd or a file.
-        Raises :class:`ImageNotFound`, :class:`NameInUse`, :class:`InvalidOption`, :class:`Unsupported`.
+        ``stdin`` is None (/dev/null), bytes, ``containerkit.PIPE`` (then ``container.stdin`` is the way in), an fd or
+        a file. Raises :class:`ImageNotFound`, :class:`NameInUse`, :class:`InvalidOption`, :class:`Unsupported`.
         """
         container = self.draft(image, command, stdin=stdin, **options)
         self._insert(container.record)
@@ -93,8 +98,9 @@ class Containers:
     ) -> Completed:
         """Run a command in a container of its own that is gone afterwards; its exit code and output.
 
-        ``input`` is fed to its stdin. At ``timeout`` seconds everything in it is killed and :class:`ProcessTimeout` is raised.
-        With ``check`` an exit code other than 0 raises :class:`ProcessFailed`. Takes the options of :meth:`create`.
+        ``input`` is fed to its stdin. At ``timeout`` seconds everything in it is killed and :class:`ProcessTimeout`
+        is raised. With ``check`` an exit code other than 0 raises :class:`ProcessFailed`. Takes the options of
+        :meth:`create`.
         """
         if options.get("detach"):
             raise InvalidOption("detach: run waits for the end", hint="create(..., detach=True) and start()")
@@ -139,12 +145,19 @@ class Containers:
     def _insert_once(self, record: Record) -> None:
         row = (record.id, record.name, record.image, record.dump(), record.created_ns)
         with self.state.transaction() as database:
-            if record.image != HOST_IMAGE and not database.execute("SELECT 1 FROM images WHERE id=?", (record.image,)).fetchone():
+            if (
+                record.image != HOST_IMAGE
+                and not database.execute("SELECT 1 FROM images WHERE id=?", (record.image,)).fetchone()
+            ):
                 raise ImageNotFound(f"image {record.image_name} has been removed")
             try:
-                database.execute("INSERT INTO containers (id, name, image, record, created_ns) VALUES (?, ?, ?, ?, ?)", row)
+                database.execute(
+                    "INSERT INTO containers (id, name, image, record, created_ns) VALUES (?, ?, ?, ?, ?)", row
+                )
             except sqlite3.IntegrityError as error:
-                raise NameInUse(f"the name {record.name!r} is taken", hint="remove the other container, or choose a name") from error
+                raise NameInUse(
+                    f"the name {record.name!r} is taken", hint="remove the other container, or choose a name"
+                ) from error
 
     def _retire(self, record: Record) -> bool:
         """Whether the record's owner is dead; then what may be left of its container is removed, and the record."""

@@ -1,7 +1,7 @@
 """A container's log: what it wrote to stdout and stderr, byte for byte, in order, with the time of each piece.
 
-The keeper appends frames: time in ns since the epoch (8 bytes), length (4), stream (1: stdout, 2: stderr), then the bytes;
-all numbers in the host's byte order.
+The keeper appends frames: time in ns since the epoch (8 bytes), length (4), stream (1: stdout, 2: stderr), then the
+bytes; all numbers in the host's byte order.
 """
 
 from __future__ import annotations

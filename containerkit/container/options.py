@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from containerkit.container.record import Record
@@ -16,7 +17,7 @@ from containerkit.isolation.process import signal_number
 from containerkit.linux import capabilities, process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _HOSTNAME_MAX = 63
@@ -55,7 +56,7 @@ class Source(Protocol):
     def lowers(self) -> tuple[str, ...]: ...
 
 
-def make_record(  # noqa: PLR0917 - Docker's options
+def make_record(
     image: Source,
     state_root: str,
     command: str | Sequence[str] | None = None,
@@ -85,9 +86,9 @@ def make_record(  # noqa: PLR0917 - Docker's options
 ) -> Record:
     """The record of a new container on the host whose state is at ``state_root``.
 
-    ``memory`` takes bytes or Docker's suffixes ("64m"), ``cpus`` CPU seconds a second, ``env`` a mapping or ``KEY=value``
-    strings. ``entrypoint`` replaces the image's and drops its command. Raises :class:`InvalidOption` that names the option,
-    :class:`Unsupported` for a network that is not there yet.
+    ``memory`` takes bytes or Docker's suffixes ("64m"), ``cpus`` CPU seconds a second, ``env`` a mapping or
+    ``KEY=value`` strings. ``entrypoint`` replaces the image's and drops its command. Raises :class:`InvalidOption`
+    that names the option, :class:`Unsupported` for a network that is not there yet.
     """
     config = image.run
     identity = os.urandom(32).hex()
@@ -100,9 +101,9 @@ def make_record(  # noqa: PLR0917 - Docker's options
         created_ns=time.time_ns(),
         args=_args(config, command, entrypoint),
         env=merge_env(defaults.ENV, config.env, environment(env)),
-        cwd=_directory(workdir or config.workdir or "/"),
+        cwd=working_directory(workdir or config.workdir or "/"),
         user=str(user) if user is not None else config.user,
-        groups=tuple(str(group) for group in group_add),
+        groups=_several("group_add", group_add),
         hostname=_hostname(hostname, identity, network),
         network=_network(network),
         limits=parse_limits(
@@ -116,11 +117,11 @@ def make_record(  # noqa: PLR0917 - Docker's options
         lowers=image.lowers,
         capabilities=_capabilities(cap_add, cap_drop),
         stop_signal=_stop_signal(stop_signal if stop_signal is not None else config.stop_signal),
-        labels={**config.labels, **{str(key): str(value) for key, value in (labels or {}).items()}},
+        labels={**config.labels, **_labels(labels)},
         owner=() if detach else (pid, process.start_time(pid)),
-        read_only=read_only,
-        no_new_privileges=no_new_privileges,
-        seccomp=seccomp,
+        read_only=_flag("read_only", read_only),
+        no_new_privileges=_flag("no_new_privileges", no_new_privileges),
+        seccomp=_flag("seccomp", seccomp),
         hidden=outermost((*image.hidden, state_root)) if isinstance(image, HostImage) else (),
         in_memory=image.in_memory if isinstance(image, HostImage) else 0,
     )
@@ -140,12 +141,14 @@ def words(command: str | Sequence[str] | None, option: str = "command") -> tuple
     if command is None:
         return ()
     if isinstance(command, str):
-        import shlex  # noqa: PLC0415 - lists are the usual form
+        import shlex
 
         try:
             return tuple(shlex.split(command))
         except ValueError as error:
             raise InvalidOption(f"{option}: {command!r} does not split into words: {error}") from error
+    if not isinstance(command, Iterable):
+        raise InvalidOption(f"{option}: {command!r} is neither a list of strings nor a string")
     checked = tuple(os.fspath(word) if isinstance(word, os.PathLike) else word for word in command)
     for word in checked:
         if not isinstance(word, str):
@@ -158,6 +161,11 @@ def words(command: str | Sequence[str] | None, option: str = "command") -> tuple
 def environment(env: Mapping[str, str] | Iterable[str]) -> tuple[str, ...]:
     """``KEY=value`` strings from a mapping or from such strings. Raises :class:`InvalidOption`."""
     items = getattr(env, "items", None)
+    if items is None and (isinstance(env, str) or not isinstance(env, Iterable)):
+        raise InvalidOption(f"env: {env!r} is neither a mapping nor a list of KEY=value")
+    for key, value in items() if items is not None else ():
+        if not isinstance(key, str) or "=" in key or value is None:
+            raise InvalidOption(f"env: {key!r} with the value {value!r} is no variable")
     entries = [f"{key}={value}" for key, value in items()] if items is not None else list(env)
     for entry in entries:
         if not isinstance(entry, str) or "\0" in entry or not entry.partition("=")[0] or "=" not in entry:
@@ -175,11 +183,13 @@ def merge_env(*parts: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in merged.items())
 
 
-def _args(config: RunConfig, command: str | Sequence[str] | None, entrypoint: str | Sequence[str] | None) -> tuple[str, ...]:
+def _args(
+    config: RunConfig, command: str | Sequence[str] | None, entrypoint: str | Sequence[str] | None
+) -> tuple[str, ...]:
     """Docker's rule: a new entrypoint drops the image's command; a command replaces only the command."""
     given = words(command)
     if entrypoint is not None:
-        first = (entrypoint,) if isinstance(entrypoint, str) and entrypoint else words(entrypoint or (), "entrypoint")
+        first = words((entrypoint,) if isinstance(entrypoint, str) and entrypoint else entrypoint or (), "entrypoint")
         args = (*first, *given)
     else:
         args = (*config.entrypoint, *(given or config.command))
@@ -196,8 +206,9 @@ def _name(name: str | None, identity: str) -> str:
     return name
 
 
-def _directory(path: str) -> str:
-    if not path.startswith("/"):
+def working_directory(path: str) -> str:
+    """A working directory, without dots and doubled slashes. Raises :class:`InvalidOption`."""
+    if not isinstance(path, str) or not path.startswith("/"):
         raise InvalidOption(f"workdir: {path!r} is not absolute")
     if "\0" in path:
         raise InvalidOption(f"workdir: {path!r} holds a NUL")
@@ -207,8 +218,11 @@ def _directory(path: str) -> str:
 def _hostname(hostname: str | None, identity: str, network: str) -> str:
     if hostname is None:
         return "" if network == "host" else identity[:12]
-    if not 0 < len(hostname.encode()) <= _HOSTNAME_MAX or re.search(r"[\s\0/]", hostname):
-        raise InvalidOption(f"hostname: {hostname!r} is no host name", hint=f"1 to {_HOSTNAME_MAX} bytes without space or slash")
+    fits = isinstance(hostname, str) and 0 < len(os.fsencode(hostname)) <= _HOSTNAME_MAX
+    if not fits or re.search(r"[\s\0/]", hostname):
+        raise InvalidOption(
+            f"hostname: {hostname!r} is no host name", hint=f"1 to {_HOSTNAME_MAX} bytes without space or slash"
+        )
     return hostname
 
 
@@ -222,7 +236,8 @@ def _network(network: str) -> str:
 
 def _capabilities(add: Iterable[str], drop: Iterable[str]) -> tuple[str, ...]:
     """Docker's rule: ``ALL`` in either list, drops first."""
-    added, dropped = ({str(name).upper() for name in names} for names in (add, drop))
+    added = {name.upper() for name in _several("cap_add", add)}
+    dropped = {name.upper() for name in _several("cap_drop", drop)}
     held = 0 if "ALL" in dropped else capabilities.mask(defaults.CAPABILITIES)
     held &= ~capabilities.mask(dropped - {"ALL"})
     if "ALL" in added:
@@ -231,4 +246,25 @@ def _capabilities(add: Iterable[str], drop: Iterable[str]) -> tuple[str, ...]:
 
 
 def _stop_signal(signal: str | int) -> str:
-    return str(signal_number(signal or "TERM"))
+    try:
+        return str(signal_number(signal or "TERM"))
+    except InvalidOption as error:
+        raise InvalidOption(f"stop_signal: {signal!r} is no signal") from error
+
+
+def _several(option: str, values: Iterable[str | int]) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidOption(f"{option}: {values!r} is not a list")
+    return tuple(map(str, values))
+
+
+def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    if labels is not None and not isinstance(labels, Mapping):
+        raise InvalidOption(f"labels: {labels!r} is not a mapping")
+    return {str(key): str(value) for key, value in (labels or {}).items()}
+
+
+def _flag(option: str, value: bool) -> bool:
+    if value not in {True, False}:
+        raise InvalidOption(f"{option}: {value!r} is neither True nor False")
+    return bool(value)

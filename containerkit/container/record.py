@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from containerkit.isolation.limits import Limits
 from containerkit.linux import process
@@ -59,7 +59,8 @@ def load(text: str) -> Record:
     data = json.loads(text)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     values["limits"] = Limits(*values["limits"])
-    return Record(**{key: value for key, value in values.items() if key in Record._fields})
+    known: dict[str, Any] = {key: value for key, value in values.items() if key in Record._fields}
+    return Record(**known)
 
 
 class Running(NamedTuple):

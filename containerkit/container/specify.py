@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from containerkit.container.options import environment, merge_env, words
+from containerkit.container.options import environment, merge_env, words, working_directory
 from containerkit.errors import InvalidOption
 from containerkit.isolation import defaults
 from containerkit.isolation.spec import ExecSpec, File, ProcessSpec, Root, Spec
@@ -41,7 +41,7 @@ def specify(record: Record, directory: str, host_files: Mapping[str, str]) -> Sp
         ),
         process=ProcessSpec(
             args=record.args,
-            env=merge_env(record.env, (f"HOSTNAME={record.hostname}",) if record.hostname else ()),
+            env=_env(record),
             cwd=record.cwd,
             user=record.user,
             groups=record.groups,
@@ -71,13 +71,10 @@ def specify_exec(
     args = words(command)
     if not args or not args[0]:
         raise InvalidOption("command: nothing to execute")
-    if workdir is not None and not workdir.startswith("/"):
-        raise InvalidOption(f"workdir: {workdir!r} is not absolute")
-    hostname = (f"HOSTNAME={record.hostname}",) if record.hostname else ()
     process = ProcessSpec(
         args=args,
-        env=merge_env(record.env, hostname, environment(env)),
-        cwd=workdir or record.cwd,
+        env=merge_env(_env(record), environment(env)),
+        cwd=working_directory(workdir) if workdir else record.cwd,
         user=str(user) if user is not None else record.user,
         groups=record.groups,
         capabilities=record.capabilities,
@@ -88,3 +85,8 @@ def specify_exec(
         name for name in ExecSpec._field_defaults["namespaces"] if name != "network" or record.network != "host"
     )
     return ExecSpec(identity, process, namespaces)
+
+
+def _env(record: Record) -> tuple[str, ...]:
+    """The container's variables; one that asks for another HOSTNAME gets it."""
+    return merge_env((f"HOSTNAME={record.hostname}",) if record.hostname else (), record.env)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError, Unsupported
 from containerkit.isolation import cgroup_v1, cgroup_v2
-from containerkit.isolation.cgroup_files import Stats, children, processes
+from containerkit.isolation.cgroup_files import Stats, children, processes, read
 from containerkit.isolation.cgroup_layout import PARENT, CgroupLayout, Hierarchy, detect
 from containerkit.isolation.limits import DeviceRule, Limits, parse_limits, parse_memory
 from containerkit.linux.fileview import Mount
@@ -27,6 +27,7 @@ __all__ = [
     "device_filter_available", "exec_layout", "forget_parents", "layout", "parse_limits", "parse_memory",
 ]  # fmt: skip
 
+_ONLINE = "/sys/devices/system/cpu/online"
 _BUSY_ATTEMPTS = 100
 _BUSY_PAUSE = 0.002
 
@@ -40,10 +41,25 @@ def layout(
     ``devices_enforced``. Raises :class:`Unsupported` for a limit that this host cannot enforce.
     """
     limits = limits or Limits()
+    if limits.cpuset_cpus:
+        _require_cpus(limits.cpuset_cpus)
     if hierarchy.mode == "v2":
         available = bool(devices and hierarchy.unified) and device_filter_available()
         return cgroup_v2.layout(hierarchy, container_id, limits, devices, device_filter=available)
     return cgroup_v1.layout(hierarchy, container_id, limits, devices)
+
+
+def _require_cpus(wanted: str) -> None:
+    online = read(_ONLINE).strip()
+    there = {number for first, last in _ranges(online) for number in range(first, last + 1)}
+    for first, last in _ranges(wanted):
+        if first > last or not {first, last} <= there:
+            raise Unsupported(f"cpuset_cpus: {wanted} is not on this host", remedy=f"its CPUs are {online}")
+
+
+def _ranges(cpus: str) -> list[tuple[int, int]]:
+    parts = (part.partition("-") for part in cpus.split(",") if part)
+    return [(int(first), int(last or first)) for first, _, last in parts]
 
 
 def exec_layout(container: CgroupLayout, exec_id: str) -> CgroupLayout:

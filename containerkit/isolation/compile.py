@@ -11,7 +11,7 @@ from containerkit.errors import Unsupported
 from containerkit.isolation import defaults
 from containerkit.isolation.plan import Operation, Plan
 from containerkit.linux import capabilities
-from containerkit.linux.mount import ATTRIBUTES, MOUNT_ATTR_NODEV
+from containerkit.linux.mount import ATTRIBUTES, MOUNT_ATTR_NODEV, MOUNT_ATTR_RDONLY
 from containerkit.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWPID, NAMES
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class Facts(NamedTuple):
 
 
 def compile_container(spec: Spec, facts: Facts) -> Plan:
-    """The plan that starts ``spec`` as a container of its own. Raises :class:`Unsupported` for what cannot be isolated."""
+    """The plan that starts ``spec`` as a container of its own.
+
+    Raises :class:`Unsupported` for what cannot be isolated.
+    """
     layout = facts.cgroups
     root = spec.root
     flags = 0
@@ -58,7 +61,8 @@ def compile_container(spec: Spec, facts: Facts) -> Plan:
     if spec.hostname and "uts" in spec.namespaces:
         inside.append(("set_hostname", spec.hostname))
     if spec.files:
-        inside.append(("attach_binds", tuple((file.target, 0) for file in spec.files)))
+        attributes = MOUNT_ATTR_RDONLY if root.readonly else 0
+        inside.append(("attach_binds", tuple((file.target, attributes) for file in spec.files)))
     if spec.process.cwd != "/":
         inside.append(("make_workdir", spec.process.cwd))
     inside += [("mask_paths", spec.masked_paths), ("readonly_paths", spec.readonly_paths)]
@@ -90,7 +94,12 @@ def compile_exec(spec: ExecSpec, facts: Facts) -> Plan:
     flags = 0
     for name in spec.namespaces:
         flags |= NAMES[name]
-    inside: list[Operation] = [*_birth(), ("join_tasks", layout.tasks), ("enter", flags & ~CLONE_NEWPID), ("new_keyring",)]
+    inside: list[Operation] = [
+        *_birth(),
+        ("join_tasks", layout.tasks),
+        ("enter", flags & ~CLONE_NEWPID),
+        ("new_keyring",),
+    ]
     inside += _become(spec.process, facts)
     return Plan(
         kind="exec",

@@ -1,12 +1,13 @@
 """The keeper: one small process beside each container and each exec, the shim.
 
-It is the parent of the container's process 1. It writes the log, notes the end on disk and performs the plan's cleanup. It
-outlives the caller when the container is detached; otherwise it watches its owner by pidfd, and when the owner is gone,
-however it went, so are the process, its cgroups and its files.
+It is the parent of the container's process 1. It writes the log, notes the end on disk and performs the plan's
+cleanup. It outlives the caller when the container is detached; otherwise it watches its owner by pidfd, and when the
+owner is gone, however it went, so are the process, its cgroups and its files.
 
-What the library hears on the reply socket, as :mod:`marshal` tuples: ``("started", pid)`` with the pidfd beside it, or
-``("failed", kind, operation, errno, path, message)``, both from the starter; later ``("exited", exit code, OOM kills)``;
-then end of file when the cleanup is done. What the library says: ``k``, kill everything that this start brought to life.
+What the library hears on the reply socket, as :mod:`marshal` tuples: ``("started", pid)`` with the pidfd beside it,
+or ``("failed", kind, operation, errno, path, message)``, both from the starter; later ``("exited", exit code, OOM
+kills)``; then end of file when the cleanup is done. What the library says: ``k``, kill everything that this start
+brought to life.
 """
 
 from __future__ import annotations
@@ -145,3 +146,4 @@ class Keeper:
             replace(f"{plan.directory}/exit", f"{code} {kills} {time.time_ns()}\n")
         tell(self.reply, ("exited", code, kills))
         clean_up(plan)
+        self.reply.close()  # the library need not wait until this process is taken down, too

@@ -1,16 +1,17 @@
 """The launcher: a helper process, one for each process that uses the library, started on first need.
 
-It is single-threaded by construction, so that it may fork and enter namespaces whatever the caller's threads do. It always
-has one keeper forked ahead; a plan goes to that keeper, and the launcher has no further part in it: all talk is between
-the keeper and the library. It ends when its owner ends.
+It is single-threaded by construction, so that it may fork and enter namespaces whatever the caller's threads do. It
+always has one keeper forked ahead; a plan goes to that keeper, and the launcher has no further part in it: all talk
+is between the keeper and the library. It ends when its owner ends.
 
-On its socket (``SOCK_SEQPACKET``) a datagram is one word and its operand: ``s`` start (a memfd with the plan, the reply
-socket and the plan's fds beside it), ``+PATH`` remove this container's directory when the owner dies, ``-PATH`` no longer.
+On its socket (``SOCK_SEQPACKET``) a datagram is one word and its operand: ``s`` start (a memfd with the plan, the
+reply socket and the plan's fds beside it), ``+PATH`` remove this container's directory when the owner dies, ``-PATH``
+no longer.
 """
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import _socket
 import gc
 import os
@@ -24,6 +25,7 @@ from containerkit.linux import process
 from containerkit.linux.tree import remove_tree
 
 _CONTROL_FD = 3
+_SPARE_AFTER_MS = 4  # the next keeper is forked when the start under way no longer needs the CPU
 _KEEPERS_END = 10.0  # seconds for the keepers to end their containers after the owner's end
 
 
@@ -39,6 +41,7 @@ def main(owner_pid: int) -> None:
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGPIPE):
         _signal.signal(number, _signal.SIG_IGN)
     os.chdir("/")
+    os.umask(0o022)  # the caller's would decide what a container's users can read
     process.set_name("ck-launcher")
     gc.disable()
     gc.freeze()
@@ -52,37 +55,46 @@ def main(owner_pid: int) -> None:
 def serve(control: _socket.socket, owner: int) -> None:
     """Give each plan to a keeper until the owner is gone."""
     directories: set[str] = set()
-    spare = make_spare(control, owner)
+    spare: _socket.socket | None = None
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(owner, select.POLLIN)
     while True:
-        ready = [fd for fd, _ in poll.poll()]
+        ready = [fd for fd, _ in poll.poll(_SPARE_AFTER_MS if spare is None else None)]
         if owner in ready:
             end(directories)
             return
+        if not ready:
+            spare = make_spare(control, owner)
+            continue
         word, fds = messages.receive(control)
         if not word:  # an orderly shutdown; what dies with the owner still waits for that
-            if directories:
+            if spare is not None:
                 spare.close()
+            if directories:
                 select.select([owner], [], [])
                 end(directories)
             return
         if word == b"s":
-            try:
-                messages.send(spare, b"s", fds)
-            except OSError:  # somebody killed it
-                spare.close()
-                spare = make_spare(control, owner)
-                messages.send(spare, b"s", fds)
-            spare.close()
-            for fd in fds:
-                os.close(fd)
-            spare = make_spare(control, owner)
+            give(spare or make_spare(control, owner), control, owner, fds)
+            spare = None
         elif word[:1] == b"+":
             directories.add(os.fsdecode(word[1:]))
         elif word[:1] == b"-":
             directories.discard(os.fsdecode(word[1:]))
+
+
+def give(keeper: _socket.socket, control: _socket.socket, owner: int, fds: list[int]) -> None:
+    """Pass a start to a keeper, or to another one where somebody has killed it meanwhile."""
+    try:
+        messages.send(keeper, b"s", fds)
+    except OSError:
+        keeper.close()
+        keeper = make_spare(control, owner)
+        messages.send(keeper, b"s", fds)
+    keeper.close()
+    for fd in fds:
+        os.close(fd)
 
 
 def make_spare(control: _socket.socket, owner: int) -> _socket.socket:

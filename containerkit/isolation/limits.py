@@ -99,7 +99,7 @@ def parse_limits(
         cpus=_cpus(cpus),
         cpu_shares=_shares(cpu_shares),
         cpuset_cpus=_cpuset(cpuset_cpus),
-        pids=pids_limit if pids_limit and pids_limit > 0 else None,
+        pids=_pids(pids_limit),
     )
 
 
@@ -116,11 +116,17 @@ def _swap(value: str | int | None, memory: int) -> int | None:
     return size
 
 
+def _pids(value: int | None) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise InvalidOption(f"pids_limit: {value!r} is no number of processes")
+    return value if value and value > 0 else None
+
+
 def _cpus(value: float | None) -> float | None:
     if not value:
         return None
     there = os.cpu_count() or 1
-    if not _MINIMUM_CPUS <= value <= there:
+    if not isinstance(value, (int, float)) or not _MINIMUM_CPUS <= value <= there:
         raise InvalidOption(f"cpus: {value!r} is not from 0.01 to {there}", hint=f"this host has {there} CPUs")
     return float(value)
 
@@ -128,14 +134,14 @@ def _cpus(value: float | None) -> float | None:
 def _shares(value: int | None) -> int | None:
     if not value:
         return None
-    if value < 0:
-        raise InvalidOption(f"cpu_shares: {value!r} is negative")
+    if not isinstance(value, int) or value < 0:
+        raise InvalidOption(f"cpu_shares: {value!r} is no weight from 2 upwards")
     return max(_MINIMUM_SHARES, value)
 
 
 def _cpuset(value: str | None) -> str | None:
     if not value:
         return None
-    if not _CPUSET.fullmatch(value):
+    if not isinstance(value, str) or not _CPUSET.fullmatch(value):
         raise InvalidOption(f"cpuset_cpus: {value!r} is no list of CPUs", hint='write "0-2,4"')
     return value

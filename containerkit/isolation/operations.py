@@ -1,8 +1,8 @@
 """The launcher's vocabulary: one small function for each operation of a plan.
 
-``PREPARE`` and ``CLEANUP`` run in the keeper, ``INSIDE`` in the new process between its birth and its exec. Nothing here
-decides anything. Everything is imported before the first container starts: inside a container's root no module is
-loaded and no name is looked up.
+``PREPARE`` and ``CLEANUP`` run in the keeper, ``INSIDE`` in the new process between its birth and its exec. Nothing
+here decides anything. Everything is imported before the first container starts: inside a container's root no module
+is loaded and no name is looked up.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+_TYPE, _DIRECTORY, _LINK, _REGULAR, _CHARACTER = 0o170000, 0o040000, 0o120000, 0o100000, 0o020000
 _PASSWD_LIMIT = 1 << 20
 _OPEN_FILES = os.O_RDONLY | os.O_CLOEXEC
 
@@ -36,6 +37,14 @@ class Context:
 
 
 # --- in the keeper
+
+
+def make_cgroup(directory: str) -> None:
+    """One cgroup. Never its parent: an exec must not bring back the cgroup of a container that has just ended."""
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return
 
 
 def write_file(path: str, content: str, mode: int) -> None:
@@ -58,7 +67,7 @@ def write_knob(path: str, value: str) -> None:
 
 def attach_device_filter(directory: str, program: bytes) -> None:
     """The device allow-list of a cgroup v2."""
-    bpf.attach_device_filter(directory, program)
+    bpf.filter_devices(directory, program)
 
 
 def remove_cgroup(directory: str) -> None:
@@ -104,18 +113,18 @@ def tmpfs_layer(_: Context, at: str, options: tuple[str, ...], hidden: tuple[str
     upper = f"{at}/upper"
     for directory in (upper, f"{at}/work", f"{at}/merged"):
         os.mkdir(directory)
-        os.chmod(directory, 0o755)
+        os.chmod(directory, 0o755)  # noqa: S103 - whatever the umask
     for path in hidden:
         try:
-            kind = os.lstat(lower + path).st_mode & 0o170000
+            kind = os.lstat(lower + path).st_mode & _TYPE
         except OSError:
             continue
-        if kind == 0o040000:
+        if kind == _DIRECTORY:
             _mirror(lower, upper, path)
             os.setxattr(upper + path, "trusted.overlay.opaque", b"y")
-        elif kind != 0o120000:
+        elif kind != _LINK:
             _mirror(lower, upper, os.path.dirname(path))
-            os.mknod(upper + path, 0o020000, os.makedev(0, 0))
+            os.mknod(upper + path, _CHARACTER, os.makedev(0, 0))
 
 
 def _mirror(lower: str, upper: str, path: str) -> None:
@@ -129,7 +138,7 @@ def _mirror(lower: str, upper: str, path: str) -> None:
     os.chmod(upper + path, status.st_mode & 0o7777)
 
 
-def overlay_root(  # noqa: PLR0913, PLR0917 - one mount
+def overlay_root(  # noqa: PLR0917 - one mount
     _: Context, at: str, lowers: tuple[str, ...], upper: str, work: str, options: tuple[str, ...], attributes: int
 ) -> None:
     """The container's root, mounted where it will be pivoted to."""
@@ -174,7 +183,9 @@ def _mount_point(target: str, *, directory: bool) -> int:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
         return os.open(target, flags)
     except OSError as error:
-        raise KernelError("open mount point", error.errno or 0, target, hint="the image has a link or file there") from error
+        raise KernelError(
+            "open mount point", error.errno or 0, target, hint="the image has a link or file there"
+        ) from error
 
 
 def attach_binds(context: Context, targets: tuple[tuple[str, int], ...]) -> None:
@@ -192,7 +203,7 @@ def attach_binds(context: Context, targets: tuple[tuple[str, int], ...]) -> None
 def make_devices(_: Context, devices: tuple[tuple[str, int, int, int], ...]) -> None:
     """Character devices: path, mode, major, minor."""
     for path, mode, major, minor in devices:
-        os.mknod(path, 0o020000 | mode, os.makedev(major, minor))
+        os.mknod(path, _CHARACTER | mode, os.makedev(major, minor))
         os.chmod(path, mode)
 
 
@@ -215,7 +226,7 @@ def mask_paths(_: Context, paths: tuple[str, ...]) -> None:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue
-        if os.fstat(fd).st_mode & 0o170000 != 0o040000:
+        if os.fstat(fd).st_mode & _TYPE != _DIRECTORY:
             _move(mounts.open_tree("/dev/null"), fd)
         elif empty < 0:
             _move(mounts.new_mount("tmpfs", ("size=0",), mounts.MOUNT_ATTR_RDONLY), fd)
@@ -247,7 +258,10 @@ def readonly_paths(_: Context, paths: tuple[str, ...]) -> None:
 
 
 def find_user(context: Context, user: str, groups: tuple[str, ...]) -> None:
-    """Numbers for names, from the container's own files: bytes that are parsed, never a look-up by the host's libraries."""
+    """Numbers for names, from the container's own files.
+
+    Bytes that are parsed, never a look-up by the host's libraries.
+    """
     context.account = users.lookup(user, _small_file("/etc/passwd"), _small_file("/etc/group"), groups)
 
 
@@ -257,7 +271,7 @@ def _small_file(path: str) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(fd, _PASSWD_LIMIT) if os.fstat(fd).st_mode & 0o170000 == 0o100000 else b""
+        return os.read(fd, _PASSWD_LIMIT) if os.fstat(fd).st_mode & _TYPE == _REGULAR else b""
     finally:
         os.close(fd)
 
@@ -283,8 +297,10 @@ def no_new_privileges(_: Context) -> None:
 
 
 def change_directory(_: Context, path: str) -> None:
-    """The working directory; it must be below the root (no fd of the host is left to make it anything else)."""
+    """The working directory; a link to a descriptor that leads out of the root is refused."""
     os.chdir(path)
+    if process.unreachable_directory():
+        raise KernelError("chdir", errnos.EXDEV, path, hint="it lies outside the container's root")
 
 
 def execute(context: Context, arguments: tuple[str, ...], environment: tuple[str, ...]) -> None:
@@ -295,7 +311,9 @@ def execute(context: Context, arguments: tuple[str, ...], environment: tuple[str
     if "/" in command:
         os.execve(command, arguments, variables)
     denied = None
-    for directory in (variables.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":"):
+    for directory in (variables.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(
+        ":"
+    ):
         try:
             os.execve(f"{directory or '.'}/{command}", arguments, variables)
         except (FileNotFoundError, NotADirectoryError):
@@ -308,7 +326,7 @@ def execute(context: Context, arguments: tuple[str, ...], environment: tuple[str
 PREPARE: dict[str, Callable[..., Any]] = {
     "make_directory": make_directory,
     "write_file": write_file,
-    "make_cgroup": make_directory,
+    "make_cgroup": make_cgroup,
     "write_knob": write_knob,
     "attach_device_filter": attach_device_filter,
 }

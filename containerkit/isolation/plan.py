@@ -1,8 +1,8 @@
 """The Plan: a start after every decision, as an ordered tuple of primitive operations.
 
 An operation is a plain tuple, name first: ``("mount", "proc", "/proc", (), 14)``. Plain values only (int, str, bytes,
-bool, tuple), because a plan travels to the launcher by :mod:`marshal`, which the interpreter has built in; both ends are
-the same interpreter. :data:`FORMS` is the whole vocabulary: what each operation is called and how it reads.
+bool, tuple), because a plan travels to the launcher by :mod:`marshal`, which the interpreter has built in; both ends
+are the same interpreter. :data:`FORMS` is the whole vocabulary: what each operation is called and how it reads.
 
 The launcher executes; it holds no policy. :func:`describe` tells in words what it would do.
 """
@@ -68,10 +68,10 @@ class Plan:
     """Everything that the launcher needs for one process; file descriptors travel beside it.
 
     ``kind`` is ``container`` or ``exec``. ``clone_flags`` are the ``CLONE_NEW*`` of the new process and ``into`` the
-    cgroup v2 directory that it is born in, or empty. With ``setns_pid`` the keeper first enters the pid namespace of the
-    pidfd that came with the plan. ``directory`` receives the files ``state``, ``exit`` and, with ``log``, ``log``; an exec has none.
-    ``with_owner``: all ends when the owner ends. ``kill`` is a ``cgroup.kill`` file, a v1 freezer directory, or empty. ``oom`` is
-    the file that counts OOM kills and the key in it.
+    cgroup v2 directory that it is born in, or empty. With ``setns_pid`` the keeper first enters the pid namespace of
+    the pidfd that came with the plan. ``directory`` receives the files ``state``, ``exit`` and, with ``log``,
+    ``log``; an exec has none. ``with_owner``: all ends when the owner ends. ``kill`` is a ``cgroup.kill`` file, a v1
+    freezer directory, or empty. ``oom`` is the file that counts OOM kills and the key in it.
 
     A plain class, because the keeper holds it in memory and :mod:`typing` alone would cost it 0.8 MB.
     """
@@ -143,11 +143,11 @@ class _Words:
         if spec == "namespaces" and isinstance(value, int):
             return namespaces.describe(value)
         if spec == "attributes" and isinstance(value, int):
-            from containerkit.linux.mount import ATTRIBUTES  # noqa: PLC0415 - only for people
+            from containerkit.linux.mount import ATTRIBUTES
 
             return ",".join(name for name, bit in ATTRIBUTES.items() if value & bit) or "none"
         if spec == "capabilities" and isinstance(value, int):
-            from containerkit.linux.capabilities import names  # noqa: PLC0415 - only for people
+            from containerkit.linux.capabilities import names
 
             return ", ".join(names(value)) or "none"
         if isinstance(value, bytes):

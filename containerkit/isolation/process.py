@@ -10,13 +10,15 @@ import os
 import select
 import signal as signals
 import time
-from typing import IO, TYPE_CHECKING, NamedTuple
+from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple, Self
 
 from containerkit import errors
 from containerkit.errors import (
     CommandNotExecutable,
     CommandNotFound,
     InvalidWorkdir,
+    KernelError,
     LauncherLost,
     ProcessFailed,
     ProcessTimeout,
@@ -28,14 +30,19 @@ from containerkit.linux import process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedReader
     from types import TracebackType
 
     from containerkit.isolation.plan import Plan
 
+Stdio = int | IO[bytes]
 PIPE = -1
+STDOUT = -2
 DEVNULL = -3
 _MESSAGE = 1 << 16
 _CHUNK = 1 << 16
+_PIPE_MAX = 1 << 20  # one read(2) of this size empties a pipe, unless root has enlarged it
+_STDERR = 2
 _ENOENT, _EACCES, _ENOEXEC, _ENOTDIR = 2, 13, 8, 20
 
 
@@ -87,59 +94,35 @@ def signal_number(signal: str | int) -> int:
 class Process:
     """A running process with its ends of the pipes, in the manner of :class:`subprocess.Popen`.
 
-    ``stdin``, ``stdout`` and ``stderr`` are binary files or None. ``fileno()`` becomes readable when the process is over.
-    Ends with its owner: when this Python process dies, so does it and all that it started. Use as a context manager, or
-    call :meth:`wait`; either closes what it holds.
+    ``stdin``, ``stdout`` and ``stderr`` are binary files or None. ``fileno()`` becomes readable when the process is
+    over. Ends with its owner: when this Python process dies, so does it and all that it started. Use as a context
+    manager, or call :meth:`communicate`, or :meth:`wait` and close the pipes; each lets go of what it holds.
     """
 
-    def __init__(self, plan: Plan, args: Sequence[str], stdin: int, stdout: int, stderr: int, *more: int) -> None:
-        """Start ``plan``. ``stdin``, ``stdout`` and ``stderr`` are fds, ``PIPE`` or ``DEVNULL``; ``more`` go with the plan.
+    pidfd = -1
 
-        Raises :class:`StartError` and its kin, :class:`LauncherLost`, :class:`Unsupported`.
+    def __init__(self, plan: Plan, args: Sequence[str], stdin: Stdio, stdout: Stdio, stderr: Stdio, *more: int) -> None:
+        """Start ``plan``; ``more`` fds go with it.
+
+        ``stdin``, ``stdout`` and ``stderr`` are fds, files, ``PIPE`` or ``DEVNULL``; ``stderr`` may be ``STDOUT``.
+        Raises :class:`StartError` and its kin, :class:`KernelError` for an fd that is not open, :class:`LauncherLost`,
+        :class:`Unsupported`.
         """
         self.args = tuple(args)
         self.exit_code: int | None = None
         self.oom_killed = False
         self.pid = 0
-        theirs: list[int] = []
-        ours: list[int | None] = []
-        closing: list[int] = []
-        try:
-            for number, wanted in enumerate((stdin, stdout, stderr)):
-                if wanted == PIPE:
-                    reader, writer = os.pipe2(os.O_CLOEXEC)
-                    given, kept = (reader, writer) if number == 0 else (writer, reader)
-                    ours.append(kept)
-                    closing.append(given)
-                elif wanted == DEVNULL:
-                    given = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                    closing.append(given)
-                    ours.append(None)
-                else:
-                    given = wanted
-                    ours.append(None)
-                theirs.append(given)
-            self._reply = spawner.launch(plan, (*theirs, *more))
-        except BaseException:
-            for fd in ours:
-                if fd is not None:
-                    os.close(fd)
-            raise
-        finally:
-            for fd in closing:
-                os.close(fd)
-        self._fds = ours
-        try:
+        with ExitStack() as ours:
+            with ExitStack() as theirs:
+                ends = _ends((stdin, stdout, stderr), ours, theirs)
+                self._reply = spawner.launch(plan, (*(given for given, _ in ends), *more))
+            ours.callback(self._reply.close)
             self.pid, self.pidfd = self._await_start()
-        except BaseException:
-            self._reply.close()
-            for fd in ours:
-                if fd is not None:
-                    os.close(fd)
-            raise
-        self.stdin: IO[bytes] | None = None if ours[0] is None else open(ours[0], "wb")
-        self.stdout: IO[bytes] | None = None if ours[1] is None else open(ours[1], "rb")
-        self.stderr: IO[bytes] | None = None if ours[2] is None else open(ours[2], "rb")
+            ours.pop_all()
+        kept = [fd for _, fd in ends]
+        self.stdin: BinaryIO | None = None if kept[0] < 0 else open(kept[0], "wb")
+        self.stdout: BufferedReader | None = None if kept[1] < 0 else open(kept[1], "rb")
+        self.stderr: BufferedReader | None = None if kept[2] < 0 else open(kept[2], "rb")
 
     def _await_start(self) -> tuple[int, int]:
         message, fds = messages.receive(self._reply)
@@ -149,7 +132,7 @@ class Process:
         if answer[0] == "started":
             return answer[1], fds[0]
         self.settled()
-        raise start_error(self.args, *answer[1:])
+        raise start_error(self.args, answer[1:])
 
     def fileno(self) -> int:
         """Readable when the process is over."""
@@ -160,13 +143,15 @@ class Process:
         return self.exit_code if self._take_exit(0) else None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait at most ``timeout`` seconds for the end; the exit code.
+        """Wait at most ``timeout`` seconds for the end; the exit code. Afterwards only the pipes are left to close.
 
-        Raises :class:`TimeoutError` (the process goes on). Does not read the pipes: a process that fills one waits for a
-        reader.
+        Raises :class:`TimeoutError` (the process goes on). Does not read the pipes: a process that fills one waits
+        for a reader.
         """
         if not self._take_exit(timeout):
             raise TimeoutError(f"{self.args[0]} still runs after {timeout} s")
+        self.settled()
+        self._reply.close()
         assert self.exit_code is not None  # noqa: S101 - for the type checker
         return self.exit_code
 
@@ -181,14 +166,16 @@ class Process:
             self.close()
             raise LauncherLost(f"the keeper of {self.args[0]} was killed, and the process with it")
         _, self.exit_code, kills = marshal.loads(message)  # noqa: S302 - our own keeper on a private socket
-        # The counter is of the whole container: an exec was the victim only where it died of SIGKILL.
         self.oom_killed = bool(kills)
+        self._close_pidfd()
         return True
 
     def settled(self, timeout: float = 10.0) -> None:
-        """Wait until the keeper has cleaned up behind the process."""
-        if self._reply.fileno() >= 0 and _readable(self._reply.fileno(), timeout):
-            self._reply.recv(1)
+        """Wait at most ``timeout`` seconds until the keeper has cleaned up behind the process."""
+        deadline = time.monotonic() + timeout
+        while self._reply.fileno() >= 0 and _readable(self._reply.fileno(), deadline - time.monotonic()):
+            if not self._reply.recv(_MESSAGE):
+                return
 
     def send_signal(self, signal: str | int) -> None:
         """Send a signal to the process itself; nothing happens where it is over."""
@@ -205,33 +192,33 @@ class Process:
     def communicate(self, input: bytes | None = None, timeout: float | None = None) -> Completed:  # noqa: A002 - Popen's word
         """Feed ``input``, close stdin, collect both streams to their end, wait.
 
-        A child that outlives the process and holds its pipes is not waited for. At the timeout (seconds) the process and all
-        that it started are killed and :class:`ProcessTimeout` is raised, with what had been written.
+        A child that outlives the process and holds its pipes is not waited for. At the timeout (seconds) the process
+        and all that it started are killed and :class:`ProcessTimeout` is raised, with what had been written. In every
+        case nothing is left open.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            streams = _pump(self, input or b"", deadline)
+            out, err = _pump(self, input or b"", deadline)
+            code = self.exit_code
+            if code is None:
+                self.kill()
+                late = _pump(self, b"", None)
+                out, err = out + late[0], err + late[1]
         except BaseException:
             self.kill()
-            self.close()
             raise
-        if self.exit_code is None:
-            self.kill()
-            late = _pump(self, b"", None)
+        finally:
+            self.settled()
             self.close()
-            raise ProcessTimeout(
-                f"{self.args[0]} did not end within {timeout} s and was killed",
-                timeout=timeout or 0.0,
-                stdout=streams[0] + late[0],
-                stderr=streams[1] + late[1],
-            )
-        return Completed(self.args, self.exit_code, streams[0], streams[1], self.oom_killed)
+        if code is None:
+            message = f"{self.args[0]} did not end within {timeout} s and was killed"
+            raise ProcessTimeout(message, timeout=timeout or 0.0, stdout=out, stderr=err)
+        return Completed(self.args, code, out, err, self.oom_killed)
 
-    def detach(self) -> IO[bytes] | None:
+    def detach(self) -> BinaryIO | None:
         """Let go of the keeper and keep only the way to stdin, which is returned. The process goes on."""
         self._reply.close()
-        os.close(self.pidfd)
-        self.pidfd = -1
+        self._close_pidfd()
         return self.stdin
 
     def close(self) -> None:
@@ -243,11 +230,17 @@ class Process:
                 except BrokenPipeError:
                     continue
         self._reply.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        self._close_pidfd()
 
-    def __enter__(self) -> Process:
+    def _close_pidfd(self) -> None:
+        pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __del__(self) -> None:
+        self._close_pidfd()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -256,11 +249,9 @@ class Process:
         if self.exit_code is None and self._reply.fileno() >= 0:
             if kind is not None:
                 self.kill()
-            elif self.stdin is not None:
-                try:
-                    self.stdin.close()
-                except BrokenPipeError:
-                    pass
+            for stream in (self.stdout, self.stderr, self.stdin):  # a process that waits for a reader must not wait on
+                if stream is not None:
+                    _close_quietly(stream)
             self.wait()
         self.settled()
         self.close()
@@ -272,95 +263,134 @@ def _readable(fd: int, timeout: float | None) -> bool:
     return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
 
+def _ends(stdio: Sequence[Stdio], ours: ExitStack, theirs: ExitStack) -> list[tuple[int, int]]:
+    """For stdin, stdout and stderr the fd to hand over and the one to keep, or -1."""
+    ends: list[tuple[int, int]] = []
+    for number, wanted in enumerate(stdio):
+        fd = wanted if isinstance(wanted, int) else wanted.fileno()
+        if fd == PIPE:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            given, kept = (writer, reader) if number else (reader, writer)
+            theirs.callback(os.close, given)
+            ours.callback(os.close, kept)
+            ends.append((given, kept))
+        elif fd == DEVNULL:
+            given = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            theirs.callback(os.close, given)
+            ends.append((given, -1))
+        elif fd == STDOUT and number == _STDERR:
+            ends.append((ends[1][0], -1))
+        else:
+            ends.append((_checked(fd), -1))
+    return ends
+
+
+def _checked(fd: int) -> int:
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise KernelError("fstat", error.errno or 0, f"fd {fd}") from error
+    return fd
+
+
 def _pump(running: Process, data: bytes, deadline: float | None) -> tuple[bytes, bytes]:
     """Move bytes both ways until the process is over and its pipes are drained, or the deadline has come."""
-    outputs: dict[int, bytearray] = {}
     result = (bytearray(), bytearray())
+    outputs: dict[int, bytearray] = {}
     poll = select.poll()
     poll.register(running.fileno(), select.POLLIN)
     for stream, buffer in zip((running.stdout, running.stderr), result, strict=True):
         if stream is not None and not stream.closed:
             os.set_blocking(stream.fileno(), False)
-            buffer += stream.read(len(stream.peek()))  # what an earlier read left in the file object
+            buffer.extend(stream.read(len(stream.peek())))  # what an earlier read left in the file object
             poll.register(stream.fileno(), select.POLLIN)
             outputs[stream.fileno()] = buffer
-    feeding = -1
-    view = memoryview(data)
-    if running.stdin is not None and not running.stdin.closed:
-        if view:
-            feeding = running.stdin.fileno()
-            os.set_blocking(feeding, False)
-            poll.register(feeding, select.POLLOUT)
-        else:
-            _close_quietly(running.stdin)
+    feed = _Feed(running.stdin, data, poll)
     while running.exit_code is None:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        ready = poll.poll(left)
+        ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
         if not ready:
             break
         for fd, _ in ready:
             if fd in outputs:
-                if _drain(fd, outputs[fd], once=True):
+                part = os.read(fd, _CHUNK)
+                outputs[fd] += part
+                if not part:
                     poll.unregister(fd)
                     del outputs[fd]
-            elif fd == feeding and running.stdin is not None:
-                view = _feed(feeding, view)
-                if not view:
-                    poll.unregister(feeding)
-                    feeding = -1
-                    _close_quietly(running.stdin)
             elif fd == running.fileno():
                 running.poll()
+            else:
+                feed.more()
     if running.exit_code is not None:
         for fd, buffer in outputs.items():
             _drain(fd, buffer)
     return bytes(result[0]), bytes(result[1])
 
 
-def _drain(fd: int, buffer: bytearray, *, once: bool = False) -> bool:
-    """Read what is there; True at end of file."""
-    while True:
+class _Feed:
+    """Input on its way to a process; stdin is closed behind the last byte, or when the process wants no more."""
+
+    def __init__(self, stdin: BinaryIO | None, data: bytes, poll: select.poll) -> None:
+        self.stdin = stdin if stdin is not None and not stdin.closed else None
+        self.left = memoryview(data)
+        self.poll = poll
+        if self.stdin is not None:
+            os.set_blocking(self.stdin.fileno(), False)
+            poll.register(self.stdin.fileno(), select.POLLOUT)
+
+    def more(self) -> None:
+        """Write what fits."""
+        if self.stdin is None:
+            return
         try:
-            part = os.read(fd, _CHUNK)
+            if self.left:
+                self.left = self.left[os.write(self.stdin.fileno(), self.left[:_CHUNK]) :]
         except BlockingIOError:
-            return False
-        if not part:
-            return True
-        buffer += part
-        if once:
-            return False
+            return
+        except BrokenPipeError:
+            self.left = self.left[:0]
+        if not self.left:
+            self.poll.unregister(self.stdin.fileno())
+            _close_quietly(self.stdin)
+            self.stdin = None
 
 
-def _feed(fd: int, view: memoryview) -> memoryview:
+def _drain(fd: int, buffer: bytearray) -> None:
+    """Read what is in a pipe now and no more: a child that outlives the process may go on writing."""
     try:
-        return view[os.write(fd, view[:_CHUNK]) :]
+        while len(part := os.read(fd, _PIPE_MAX)) == _PIPE_MAX:
+            buffer += part
+        buffer += part
     except BlockingIOError:
-        return view
-    except BrokenPipeError:
-        return view[:0]  # the process does not want more
+        return
 
 
-def _close_quietly(stream: IO[bytes]) -> None:
+def _close_quietly(stream: BinaryIO) -> None:
     try:
         stream.close()
     except BrokenPipeError:
         return
 
 
-def start_error(args: Sequence[str], kind: str, operation: str, errno: int, path: str, message: str) -> errors.ContainerkitError:
-    """The typed error for a keeper's ``failed`` answer."""
+def start_error(args: Sequence[str], answer: tuple[str, str, int, str, str]) -> errors.ContainerkitError:
+    """The typed error for a starter's ``failed`` answer: kind, operation, errno, path, message."""
+    kind, operation, errno, path, message = answer
     command = args[0] if args else ""
     if kind == "UserNotFound":
         return UserNotFound(message, operation=operation)
     if operation == "execute":
         if errno == _ENOENT:
             hint = "" if "/" in command else "looked along PATH inside the container"
-            return CommandNotFound(f"{command}: not found in the container", operation=operation, errno=errno, path=command, hint=hint)
+            return CommandNotFound(
+                f"{command}: not found in the container", operation=operation, errno=errno, path=command, hint=hint
+            )
         hint = "not a program this machine can run" if errno == _ENOEXEC else "is it a file with an execute bit?"
         text = f"{command}: cannot be executed: {os.strerror(errno)}"
         if errno in (_EACCES, _ENOEXEC, _ENOTDIR, 21):
             return CommandNotExecutable(text, operation=operation, errno=errno, path=command, hint=hint)
         return StartError(text, operation=operation, errno=errno, path=command)
-    if operation == "change_directory":
-        return InvalidWorkdir(f"working directory {path}: {os.strerror(errno)}", operation=operation, errno=errno, path=path)
+    if operation in ("make_workdir", "change_directory"):
+        return InvalidWorkdir(
+            f"working directory {path}: {os.strerror(errno)}", operation=operation, errno=errno, path=path
+        )
     return StartError(f"start failed at {operation}: {message}", operation=operation, errno=errno, path=path)

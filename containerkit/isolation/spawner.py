@@ -5,11 +5,13 @@ One launcher a process, shared by all threads. After a fork the child starts its
 
 from __future__ import annotations
 
+import _signal
+import errno
 import os
 import sys
 import threading
 
-from containerkit.errors import LauncherLost, Unsupported
+from containerkit.errors import KernelError, LauncherLost, Unsupported
 from containerkit.isolation import messages
 from containerkit.isolation.plan import Plan, encode
 from containerkit.linux import mount
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
     import _socket
 
 _CONTROL_FD = 3
-_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from containerkit.isolation.launcher import main; main(int(sys.argv[1]))"
+_LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)
+_CATCHABLE = _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}
+_BOOT = """\
+import sys
+sys.path.insert(0, sys.argv[2])
+from containerkit.isolation.launcher import main
+main(int(sys.argv[1]))
+"""
 
 
 class Launcher:
@@ -54,10 +63,12 @@ class Launcher:
         self.pid = int(answer)
 
     def send(self, word: bytes, fds: tuple[int, ...] = ()) -> None:
-        """One datagram. Raises :class:`LauncherLost`."""
+        """One datagram. Raises :class:`LauncherLost`, :class:`KernelError` where an fd is none."""
         try:
             messages.send(self.socket, word, fds)
         except OSError as error:
+            if error.errno not in _LOST:
+                raise KernelError("sendmsg", error.errno or 0, hint=f"are the fds {fds} open?") from error
             raise LauncherLost("the launcher is gone", hint="the next start will bring up a new one") from error
 
 
@@ -156,7 +167,8 @@ def _spawn(control: int, stderr: int) -> int:
         view = mount.open_tree(interpreter, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC)
     except OSError as error:
         raise Unsupported(
-            f"this process may not make mounts: {error.strerror}", remedy="run as root (CAP_SYS_ADMIN); see containerkit.doctor()"
+            f"this process may not make mounts: {error.strerror}",
+            remedy="run as root (CAP_SYS_ADMIN); see containerkit.doctor()",
         ) from error
     try:
         mount.mount_setattr("", mount.MOUNT_ATTR_RDONLY, dir_fd=view)
@@ -172,6 +184,7 @@ def _spawn(control: int, stderr: int) -> int:
                 file_actions=[(os.POSIX_SPAWN_DUP2, control, _CONTROL_FD), *actions],
                 setsid=True,
                 setsigmask=[],
+                setsigdef=_CATCHABLE,  # what the caller ignores, a container would ignore, too
             )
         finally:
             os.close(null)

@@ -1,7 +1,7 @@
-"""What a process may see and use, as plain values: :class:`Spec` for a container, :class:`ExecSpec` for a process that joins one.
+"""What a process may see and use: :class:`Spec` for a container, :class:`ExecSpec` for a process that joins one.
 
-The fields follow the OCI runtime specification (config.md, config-linux.md). A spec names things; how they are done, and
-in which order, is decided by :mod:`containerkit.isolation.compile`.
+The fields follow the OCI runtime specification (config.md, config-linux.md). A spec names things; how they are done,
+and in which order, is decided by :mod:`containerkit.isolation.compile`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""The kernel's system calls, one thin function each, named as the kernel names them. The only ``ctypes`` in the tree."""
+"""The kernel's system calls, one thin function each, named as the kernel names them.
+
+The only ``ctypes`` in the tree.
+"""

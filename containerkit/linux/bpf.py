@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 
 from containerkit.linux.libc import check, machine_number, syscall
@@ -40,6 +41,19 @@ def attach_device_program(cgroup_fd: int, program_fd: int) -> None:
     Raises :class:`KernelError`.
     """
     _bpf(_PROG_ATTACH, struct.pack("=IIII", cgroup_fd, program_fd, _CGROUP_DEVICE, _ALLOW_MULTI), "bpf PROG_ATTACH")
+
+
+def filter_devices(directory: str, instructions: bytes) -> None:
+    """Load a device program and attach it to the cgroup v2 ``directory``. Raises :class:`KernelError`."""
+    program = load_device_program(instructions)
+    try:
+        cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            attach_device_program(cgroup, program)
+        finally:
+            os.close(cgroup)
+    finally:
+        os.close(program)
 
 
 def _bpf(command: int, attributes: bytes, operation: str) -> int:

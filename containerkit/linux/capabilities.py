@@ -35,7 +35,6 @@ _HALF = 0xFFFFFFFF
 
 # Bound when the module loads: the launcher looks nothing up by name once it is inside a container.
 _capget, _capset, _prctl = libc.capget, libc.capset, libc.prctl
-_ZERO = ctypes.c_ulong(0)
 
 
 class Sets:
@@ -134,13 +133,13 @@ def drop_bounding(keep: int) -> None:
 
     What is already missing from the bounding set stays missing: it cannot be added. Raises :class:`KernelError`.
     """
-    held = bounding()
-    for cap in range(last_cap() + 1):
-        if held & ~keep & 1 << cap:
-            _control(_PR_CAPBSET_DROP, cap)
-    left = bounding()
-    if left != held & keep:
-        raise KernelError("prctl PR_CAPBSET_DROP", errno.EPERM, hint=f"still there: {', '.join(names(left & ~keep))}")
+    unwanted = [cap for cap in range(last_cap() + 1) if not keep >> cap & 1]
+    for cap in unwanted:
+        _control(_PR_CAPBSET_DROP, cap)
+    left = [cap for cap in unwanted if _control(_PR_CAPBSET_READ, cap)]
+    if left:
+        still = ", ".join(names(sum(1 << cap for cap in left)))
+        raise KernelError("prctl PR_CAPBSET_DROP", errno.EPERM, hint=f"still there: {still}")
 
 
 def ambient() -> int:
@@ -166,5 +165,4 @@ def set_ambient(bits: int) -> None:
 
 
 def _control(option: int, first: int, second: int = 0) -> int:
-    result = int(_prctl(option, ctypes.c_ulong(first), ctypes.c_ulong(second), _ZERO, _ZERO))
-    return check(result, "prctl", f"{option} {first}")
+    return check(_prctl(option, first, second, 0, 0), "prctl", f"{option} {first}")

@@ -1,4 +1,7 @@
-"""The value :class:`Mount`. Apart from the system calls, because the launcher does not need it and should not carry it."""
+"""The value :class:`Mount`.
+
+Apart from the system calls, because the launcher does not need it and should not carry it.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def check(result: int, operation: str, path: str = "", hint: str = "") -> int:
@@ -38,5 +39,8 @@ def fsencode(path: str | bytes) -> bytes:
 
 
 def machine_number(*, x86_64: int, aarch64: int) -> int:
-    """The number of a system call that is older than the common table (below 424); -1 (``ENOSYS``) on other machines."""
+    """The number of a system call that is older than the common table (below 424).
+
+    -1 (``ENOSYS``) on other machines.
+    """
     return {"x86_64": x86_64, "aarch64": aarch64}.get(os.uname().machine, -1)

@@ -1,8 +1,8 @@
 """The mount system calls.
 
 Classic ``mount(2)``, ``umount2(2)`` and ``pivot_root(2)``, and the file-descriptor API of Linux 5.2 and later
-(``fsopen``, ``fsconfig``, ``fsmount``, ``move_mount``, ``open_tree``, ``mount_setattr``), which needs no option page and
-makes mounts that nobody can see until they are attached.
+(``fsopen``, ``fsconfig``, ``fsmount``, ``move_mount``, ``open_tree``, ``mount_setattr``), which needs no option page
+and makes mounts that nobody can see until they are attached.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ AT_RECURSIVE = 0x8000
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
 _PIVOT_ROOT = machine_number(x86_64=155, aarch64=41)
 
+_LONG = 200  # fsconfig takes strings below 256 bytes
+
 # Mount options that are attributes of the mount itself, as mount(8) spells them.
 ATTRIBUTES = {
     "ro": MOUNT_ATTR_RDONLY,
@@ -84,7 +86,11 @@ def umount2(target: str, flags: int = 0) -> None:
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """``pivot_root(2)``; "." for both stacks the old root on top of the new one, ready to be detached."""
-    check(syscall(_PIVOT_ROOT, ctypes.c_char_p(fsencode(new_root)), ctypes.c_char_p(fsencode(put_old))), "pivot_root", new_root)
+    check(
+        syscall(_PIVOT_ROOT, ctypes.c_char_p(fsencode(new_root)), ctypes.c_char_p(fsencode(put_old))),
+        "pivot_root",
+        new_root,
+    )
 
 
 def fsopen(fstype: str) -> int:
@@ -127,7 +133,9 @@ def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
     check(syscall(_MOVE_MOUNT, from_fd, paths[0], to_fd, paths[1], flags), "move_mount", to_path)
 
 
-def open_tree(path: str, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE, dir_fd: int = AT_FDCWD) -> int:
+def open_tree(
+    path: str, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE, dir_fd: int = AT_FDCWD
+) -> int:
     """``open_tree(2)``: by default a detached recursive copy (bind) of the mount at ``path``, as an ``O_PATH`` fd."""
     if not path:
         flags |= AT_EMPTY_PATH
@@ -158,7 +166,7 @@ def new_mount(fstype: str, options: tuple[str, ...] = (), attributes: int = 0) -
             if not is_pair:
                 fsconfig_set_flag(fd, key)
                 continue
-            if len(value) >= 200 and value.startswith("/"):
+            if len(value) >= _LONG and value.startswith("/"):
                 held.append(os.open(value, os.O_PATH | os.O_CLOEXEC))
                 value = f"/proc/self/fd/{held[-1]}"
             fsconfig_set_string(fd, key, value)
@@ -180,8 +188,8 @@ def mount_overlay(
 ) -> None:
     """Mount an overlay at ``at``: ``lowers`` top layer first; without ``upper`` it is read-only.
 
-    Uses ``lowerdir+`` (Linux 6.5: hundreds of layers, no escaping); older kernels get one option page by mount(2), which
-    holds about 4,000 bytes and takes neither ``,`` nor ``:`` in paths. Raises :class:`KernelError`.
+    Uses ``lowerdir+`` (Linux 6.5: hundreds of layers, no escaping); older kernels get one option page by mount(2),
+    which holds about 4,000 bytes and takes neither ``,`` nor ``:`` in paths. Raises :class:`KernelError`.
     """
     writable = (f"upperdir={upper}", f"workdir={work}") if upper else ()
     try:

@@ -17,7 +17,6 @@ _MAX_INSTRUCTIONS = 4096
 _SIZE = 8
 
 _prctl = libc.prctl
-_ZERO = ctypes.c_ulong(0)
 
 
 class _Program(ctypes.Structure):
@@ -45,7 +44,7 @@ def load(program: bytes, flags: int = 0) -> None:
 
 def mode() -> int:
     """0 without seccomp, 2 with a filter (``PR_GET_SECCOMP``). Raises :class:`KernelError`."""
-    return check(int(_prctl(_PR_GET_SECCOMP, _ZERO, _ZERO, _ZERO, _ZERO)), "prctl PR_GET_SECCOMP")
+    return check(_prctl(_PR_GET_SECCOMP, 0, 0, 0, 0), "prctl PR_GET_SECCOMP")
 
 
 def available() -> bool:

@@ -35,14 +35,17 @@ def remove_tree(path: str, dir_fd: int | None = None) -> None:
 
 
 def make_directory(path: str, mode: int = 0o755) -> None:
-    """``mkdir -p``."""
+    """``mkdir -p``. Raises :class:`OSError`, ``ENOENT`` where a parent is a link that leads nowhere."""
     try:
         os.mkdir(path, mode)
     except FileExistsError:
         return
     except FileNotFoundError:
         make_directory(os.path.dirname(path))
-        make_directory(path, mode)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            return  # another process was faster
 
 
 def _unlink(name: str, dir_fd: int | None) -> None:

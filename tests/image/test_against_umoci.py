@@ -10,11 +10,11 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.images import MadeImage, hardlink, make_tar, member, snapshot, symlink
 
 from containerkit.image.images import Images
 from containerkit.linux.mount import new_mount
 from containerkit.state import State
+from support.images import MadeImage, hardlink, make_tar, member, snapshot, symlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,7 +128,7 @@ def unpack_with_umoci(layout: str) -> str:
 
 
 def merged(lowers: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
-    """The tree as overlay shows it, through a detached mount. Overlay takes two layers at least: an empty one helps out."""
+    """The tree as overlay shows it, through a detached mount; an empty layer helps out where there is one only."""
     with tempfile.TemporaryDirectory(dir=os.path.dirname(lowers[0])) as empty:
         shutil.copystat(lowers[0], empty)
         stack = lowers if len(lowers) > 1 else (lowers[0], empty)

@@ -43,14 +43,12 @@ def read(content: bytes, piece: int) -> bytes:
 @pytest.mark.parametrize("content", FORMS.values(), ids=FORMS.keys())
 @pytest.mark.parametrize("piece", [3, 4096, 1 << 20])
 def test_every_form(content: bytes, piece: int) -> None:
-    if piece == 3:
-        content = content[:0] + content  # as it is; small pieces only matter at the start
     assert read(content, piece) == PLAIN
 
 
 def test_a_bomb_comes_in_pieces() -> None:
     bomb = io.BytesIO(gzip.compress(bytes(64 << 20)))
-    reader = decompressed(lambda: bomb.read())
+    reader = decompressed(bomb.read)
     sizes = [len(piece) for piece in iter(reader, b"")]
     assert sum(sizes) == 64 << 20
     assert max(sizes) <= compression.MOST_AT_ONCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.images import MTIME, hardlink, make_tar, member, snapshot, symlink
 
 from containerkit.errors import CorruptLayer, LayerError, UnsafeEntry
 from containerkit.image.attributes import Attributes
@@ -22,6 +22,7 @@ from containerkit.image.extract import Extractor, LowersNeeded
 from containerkit.image.layer import FILE, TarReader, parse_pax, pax_time
 from containerkit.image.write import header, tar_of
 from containerkit.linux.paths import private_umask
+from support.images import MTIME, hardlink, make_tar, member, snapshot, symlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -161,7 +162,7 @@ def test_a_layer_cannot_steer_the_overlay(directory: str) -> None:
 @kernel
 def test_the_callers_umask_and_a_setgid_parent_do_not_show(directory: str) -> None:
     os.chown(directory, -1, 12345)
-    os.chmod(directory, 0o2755)
+    os.chmod(directory, 0o2755)  # noqa: S103 - that is the case
     old = os.umask(0o077)
     try:
         root = unpack(make_tar([member("d/", mode=0o777), member("d/f", b"", mode=0o666)]), f"{directory}/layer")
@@ -177,7 +178,7 @@ def test_lower_layers_are_asked_for_when_they_are_needed(directory: str) -> None
     upper = make_tar([member("usr/bin/tool", b"x")])
     with pytest.raises(LowersNeeded):
         unpack(upper, f"{directory}/first", None)
-    unpack(make_tar([member("usr/bin/tool", b"x"), member("./")][::-1] + [member("x", b"")]), f"{directory}/own", ())
+    assert unpack(upper, f"{directory}/bottom", ())
     complete = make_tar([member("usr/"), member("usr/tool", b"x"), member("x", b""), hardlink("y", "usr/tool")])
     assert unpack(complete, f"{directory}/second", None)
 
@@ -265,8 +266,7 @@ def test_every_truncation_is_noticed() -> None:
 
 
 def test_every_changed_header_byte_is_noticed() -> None:
-    for at in range(512 - 1):
-        at += at >= 155  # what follows the checksum's own NUL says nothing
+    for at in {*range(512)} - {155}:  # what follows the checksum's own NUL says nothing
         damaged = bytearray(PLAIN)
         damaged[at] ^= 0x01
         with pytest.raises(CorruptLayer):
@@ -296,10 +296,8 @@ def test_damaged_tars(tar: bytes) -> None:
 @given(st.binary(max_size=1200), st.integers(0, 700))
 def test_any_bytes_read_or_are_refused(noise: bytes, at: int) -> None:
     for tar in (noise, PLAIN[:at] + noise + PLAIN[at + len(noise) :]):
-        try:
+        with contextlib.suppress(LayerError):
             read_all(tar)
-        except LayerError:
-            pass
 
 
 @pytest.mark.property

@@ -13,7 +13,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.images import MTIME, MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink
 
 from containerkit.errors import (
     AmbiguousImage,
@@ -35,6 +34,7 @@ from containerkit.image import model
 from containerkit.image.images import Image, Images
 from containerkit.image.sweep import bringing_in, sweep
 from containerkit.state import State
+from support.images import MTIME, MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,9 +60,8 @@ def images_of(state: State, remote: MadeImage) -> Images:
 def left_in(state: State) -> dict[str, list[str]]:
     places = ("blobs/sha256", "layers", "ingest")
     left = {place: sorted(os.listdir(state.path(place))) for place in places}
-    left["rows"] = [
-        str(row) for table in ("images", "names") for row in state.database.execute(f"SELECT * FROM {table}")
-    ]
+    rows = state.database.execute("SELECT id FROM images UNION SELECT name FROM names")
+    left["rows"] = [row for (row,) in rows]
     return left
 
 
@@ -475,9 +474,14 @@ def test_a_layout_without_a_blob(state: State, made: MadeImage) -> None:
 # Root file systems
 
 ROOTFS = [
-    member("./", mode=0o750), member("bin/"), member("bin/busy", b"\x7f" * 5000, mode=0o4755), hardlink("bin/box", "bin/busy"),
-    member("etc/", mtime=MTIME + 0.5, xattrs={"user.x": b"1"}), symlink("etc/link", "/bin/busy", uid=1), member("empty", b""),
-]  # fmt: skip
+    member("./", mode=0o750),
+    member("bin/"),
+    member("bin/busy", b"\x7f" * 5000, mode=0o4755),
+    hardlink("bin/box", "bin/busy"),
+    member("etc/", mtime=MTIME + 0.5, xattrs={"user.x": b"1"}),
+    symlink("etc/link", "/bin/busy", uid=1),
+    member("empty", b""),
+]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])

@@ -124,7 +124,7 @@ class MadeImage:
     def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
         self.blobs[descriptor.digest] = stream.read()
 
-    def put_manifest(self, reference: Reference, media_type: str, body: bytes) -> Digest:
+    def put_manifest(self, _: Reference, media_type: str, body: bytes) -> Digest:
         self.media_type, self.raw = media_type, body
         return digest(body)
 
