@@ -22,6 +22,7 @@ import sqlite3
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from containerkit.errors import StateError
 
@@ -66,6 +67,25 @@ def default_root() -> str:
     return os.path.join(data, "containerkit")
 
 
+class _Held:
+    """A thread's connection, closed when the thread ends. A forked child must not touch its parent's."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.pid = os.getpid()
+
+    def close(self) -> None:
+        if self.pid == os.getpid():
+            self.connection.close()
+        else:
+            _inherited.append(self.connection)
+
+    __del__ = close
+
+
+_inherited: list[sqlite3.Connection] = []
+
+
 class State:
     """One state root. Cheap to make; opens the database on first use, once per thread and process.
 
@@ -75,7 +95,7 @@ class State:
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = os.path.abspath(os.fspath(root)) if root is not None else default_root()
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: WeakSet[_Held] = WeakSet()
         try:
             for part in ("", "blobs/sha256", "ingest", "layers", "containers", "cache"):
                 os.makedirs(os.path.join(self.root, part), mode=0o711, exist_ok=True)
@@ -92,11 +112,11 @@ class State:
     @property
     def database(self) -> sqlite3.Connection:
         """This thread's connection, in autocommit mode; write inside :meth:`transaction`."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None or self._local.pid != os.getpid():
-            connection = self._open()
-            self._local.connection, self._local.pid = connection, os.getpid()
-        return connection
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None or held.pid != os.getpid():
+            held = self._local.held = _Held(self._open())
+            self._connections.add(held)
+        return held.connection
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -112,8 +132,8 @@ class State:
 
     def close(self) -> None:
         """Close every connection that this object opened in this process."""
-        for connection in self._connections:
-            connection.close()
+        for held in list(self._connections):
+            held.close()
         self._connections.clear()
         self._local = threading.local()
 
@@ -127,7 +147,6 @@ class State:
             self._migrate(database)
         except sqlite3.Error as error:
             raise StateError(f"cannot use the database {path}: {error}") from error
-        self._connections.append(database)
         return database
 
     def _migrate(self, database: sqlite3.Connection) -> None:

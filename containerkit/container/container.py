@@ -12,7 +12,7 @@ from containerkit.container import logs as log_files
 from containerkit.container.planning import container_plan, exec_plan, stdin_fd
 from containerkit.container.record import Ended, Record, read_ended, read_running, write_ended
 from containerkit.container.specify import specify_exec
-from containerkit.errors import ContainerNotRunning, ContainerRunning, InvalidState
+from containerkit.errors import ContainerNotFound, ContainerNotRunning, ContainerRunning
 from containerkit.isolation import cgroup, spawner
 from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process, signal_number
 from containerkit.linux import process
@@ -131,10 +131,10 @@ class Container:
 
     @property
     def status(self) -> str:
-        """``created``, ``running`` or ``exited``."""
+        """``created``, ``running`` or ``exited``; ``removed`` where there is only this handle left."""
         running = read_running(self.directory)
         if running is None:
-            return "created"
+            return "created" if self._containers.knows(self.id) else "removed"
         if read_ended(self.directory) is not None:
             return "exited"
         if running.keeper_lives():
@@ -192,9 +192,10 @@ class Container:
                 if read_ended(self.directory) is None:
                     raise ContainerRunning(f"container {self.name} is running already")
                 process.wait_gone(running.keeper, running.keeper_start, None)
-            for name in ("exit", "state"):
+            for name in ("state", "exit"):  # in this order: "state" alone would read as a keeper that was killed
                 _unlink(f"{self.directory}/{name}")
             self._forget_volatile()
+            self._close_stdin()
             stdin, close = stdin_fd(self._stdin_source)
             try:
                 started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL)
@@ -307,19 +308,26 @@ class Container:
 
         Raises :class:`ContainerRunning`.
         """
-        running = read_running(self.directory)
-        if running is not None and running.keeper_lives():
-            if read_ended(self.directory) is None:
-                if not force:
-                    raise ContainerRunning(f"container {self.name} is running", hint="stop it, or remove(force=True)")
-                try:
-                    self.kill("KILL")
-                except ContainerNotRunning:
-                    pass
-            process.wait_gone(running.keeper, running.keeper_start, None)
-        self._reconcile()
-        self._clear()
+        if not os.path.isdir(self.directory) and not self._containers.knows(self.id):
+            return
+        with self._alone():  # a start that is under way comes to its end first
+            self._end(force=force)
+            self._reconcile()
+            self._clear()
         spawner.keep_from_owner(self.directory)
+
+    def _end(self, *, force: bool) -> None:
+        running = read_running(self.directory)
+        if running is None or not running.keeper_lives():
+            return
+        if read_ended(self.directory) is None:
+            if not force:
+                raise ContainerRunning(f"container {self.name} is running", hint="stop it, or remove(force=True)")
+            try:
+                self.kill("KILL")
+            except ContainerNotRunning:
+                pass
+        process.wait_gone(running.keeper, running.keeper_start, None)
 
     def retire(self) -> None:
         """Remove what may be left of it, its owner being dead. Its keeper saw that end too; wait until it is done."""
@@ -331,14 +339,17 @@ class Container:
 
     def _clear(self) -> None:
         """Files first, then the name: a crash between leaves a container that can be removed again."""
-        if self.stdin is not None:
-            try:
-                self.stdin.close()
-            except BrokenPipeError:
-                pass
-            self.stdin = None
+        self._close_stdin()
         remove_tree(self.directory)
         self._containers.forget(self.id)
+
+    def _close_stdin(self) -> None:
+        stdin, self.stdin = self.stdin, None
+        if stdin is not None:
+            try:
+                stdin.close()
+            except BrokenPipeError:
+                return
 
     def __enter__(self) -> Self:
         try:
@@ -385,16 +396,21 @@ class Container:
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
-        """One start at a time, over all processes."""
+        with self._alone():
+            if not self._containers.knows(self.id):
+                remove_tree(self.directory)
+                raise ContainerNotFound(f"container {self.name} has been removed")
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One start or removal at a time, over all processes and threads."""
         import fcntl
 
         make_directory(self.directory, 0o710)
         lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self._containers.knows(self.id):
-                remove_tree(self.directory)
-                raise InvalidState(f"container {self.name} has been removed")
             yield
         finally:
             os.close(lock)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from containerkit.container.container import Container
 from containerkit.container.options import make_record
+from containerkit.container.planning import stdin_fd
 from containerkit.container.record import Record, load
 from containerkit.errors import AmbiguousContainer, ContainerNotFound, ImageNotFound, InvalidOption, NameInUse
-from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process
+from containerkit.isolation.process import PIPE, Completed, Process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +57,8 @@ class Containers:
     ) -> Container:
         """A container that is written down nowhere: what :meth:`create` would insert."""
         source = self._images.get(image) if isinstance(image, str) else image
+        if not hasattr(source, "run"):
+            raise InvalidOption(f"image: {image!r} is neither an image nor the name of one")
         try:
             record = make_record(source, self.state.root, command, **options)
         except TypeError as error:
@@ -92,32 +96,30 @@ class Containers:
         command: str | Sequence[str] | None = None,
         *,
         input: bytes = b"",  # noqa: A002 - Popen's word
+        stdin: Stdin = None,
         timeout: float | None = None,
         check: bool = False,
         **options: Any,
     ) -> Completed:
         """Run a command in a container of its own that is gone afterwards; its exit code and output.
 
-        ``input`` is fed to its stdin. At ``timeout`` seconds everything in it is killed and :class:`ProcessTimeout`
+        ``input`` is fed to its stdin, or ``stdin`` is it: an fd or a file. At ``timeout`` seconds everything in it is killed and :class:`ProcessTimeout`
         is raised. With ``check`` an exit code other than 0 raises :class:`ProcessFailed`. Takes the options of
         :meth:`create`.
         """
         if options.get("detach"):
             raise InvalidOption("detach: run waits for the end", hint="create(..., detach=True) and start()")
+        if input and stdin is not None:
+            raise InvalidOption("stdin: run takes either stdin or input")
         container = self.create(image, command, **options)
         record = container.record
+        given, close = stdin_fd(PIPE if input else stdin)
         try:
-            stdin = PIPE if input else DEVNULL
-            process = Process(container.plan(log=False, remove=True), record.args, stdin, PIPE, PIPE)
-            try:
-                completed = process.communicate(input, timeout)
-                process.settled()
-            except BaseException:
-                process.settled()
-                raise
-            finally:
-                process.close()
+            process = Process(container.plan(log=False, remove=True), record.args, given, PIPE, PIPE)
+            completed = process.communicate(input, timeout)
         finally:
+            if close:
+                os.close(given)
             self.forget(record.id)
         return completed.check() if check else completed
 

@@ -236,13 +236,21 @@ def _network(network: str) -> str:
 
 def _capabilities(add: Iterable[str], drop: Iterable[str]) -> tuple[str, ...]:
     """Docker's rule: ``ALL`` in either list, drops first."""
-    added = {name.upper() for name in _several("cap_add", add)}
-    dropped = {name.upper() for name in _several("cap_drop", drop)}
-    held = 0 if "ALL" in dropped else capabilities.mask(defaults.CAPABILITIES)
-    held &= ~capabilities.mask(dropped - {"ALL"})
-    if "ALL" in added:
-        held = ((1 << (capabilities.last_cap() + 1)) - 1) & ~capabilities.mask(dropped - {"ALL"})
-    return capabilities.names(held | capabilities.mask(added - {"ALL"}))
+    add_all, added = _capability_mask("cap_add", add)
+    drop_all, dropped = _capability_mask("cap_drop", drop)
+    held = 0 if drop_all else capabilities.mask(defaults.CAPABILITIES)
+    if add_all:
+        held = (1 << (capabilities.last_cap() + 1)) - 1
+    return capabilities.names(held & ~dropped | added)
+
+
+def _capability_mask(option: str, names: Iterable[str]) -> tuple[bool, int]:
+    """Whether ``ALL`` is among them, and the others as bits."""
+    wanted = {name.upper() for name in _several(option, names)}
+    try:
+        return "ALL" in wanted, capabilities.mask(wanted - {"ALL"})
+    except InvalidOption as error:
+        raise InvalidOption(f"{option}: {error.message}") from error
 
 
 def _stop_signal(signal: str | int) -> str:

@@ -141,11 +141,15 @@ class TarReader:
             raise self._corrupt("is truncated")
 
     def _skip(self) -> None:
-        left = self._data + self._padding
+        padding, left = self._padding, self._data + self._padding
         self._data = self._padding = 0
         while (end := self._position + left) > len(self._buffer):
             left = end - len(self._buffer)
-            self._fill()
+            self._buffer, self._position = self._read(), 0
+            if not self._buffer:
+                if left <= padding:  # some writers leave out the last padding and the end blocks; all data is there
+                    return
+                raise self._corrupt("is truncated")
         self._position = end
 
     def _end(self, block: bytes) -> None:

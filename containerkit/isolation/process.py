@@ -307,8 +307,9 @@ def _pump(running: Process, data: bytes, deadline: float | None) -> tuple[bytes,
             outputs[stream.fileno()] = buffer
     feed = _Feed(running.stdin, data, poll)
     while running.exit_code is None:
-        ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
-        if not ready:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = poll.poll(left)
+        if not ready or left == 0:  # a process that never stops writing is always ready
             break
         for fd, _ in ready:
             if fd in outputs:
@@ -335,6 +336,7 @@ class _Feed:
         self.left = memoryview(data)
         self.poll = poll
         if self.stdin is not None:
+            _flush_quietly(self.stdin)  # what was written before comes before ``data``
             os.set_blocking(self.stdin.fileno(), False)
             poll.register(self.stdin.fileno(), select.POLLOUT)
 
@@ -362,6 +364,13 @@ def _drain(fd: int, buffer: bytearray) -> None:
             buffer += part
         buffer += part
     except BlockingIOError:
+        return
+
+
+def _flush_quietly(stream: BinaryIO) -> None:
+    try:
+        stream.flush()
+    except BrokenPipeError:
         return
 
 
