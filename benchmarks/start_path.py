@@ -1,8 +1,8 @@
 """Variants of the start path, measured against each other: the evidence behind docs/design.md, "The start path".
 
-Run as root: ``python benchmarks/start_path.py``. Every variant starts ``/bin/true`` (busybox, static) in a new overlay root
-with its own pid, mount, network, ipc and uts namespaces; the time ends when the exec is proved (EOF on a close-on-exec
-pipe). Variants alternate, with a pause before each, so that each pays what an idle machine pays.
+Run as root: ``python benchmarks/start_path.py``. Every variant starts ``/bin/true`` (busybox, static) in a new
+overlay root with its own pid, mount, network, ipc and uts namespaces; the time ends when the exec is proved (EOF on a
+close-on-exec pipe). Variants alternate, with a pause before each, so that each pays what an idle machine pays.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from containerkit.linux import mount as m
 from containerkit.linux import namespaces as ns
 from containerkit.linux import process as p
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROUNDS = 30
 PAUSE = 0.05

@@ -287,7 +287,7 @@ class StartError(ContainerError):
     def __init__(self, message: str, *, operation: str = "", errno: int = 0, path: str = "", hint: str = "") -> None:
         ContainerError.__init__(self, message, hint=hint)
         self.operation = operation
-        self.errno: int = errno
+        self.errno: int | None = errno
         self.path = path
 
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from containerkit.container import container
-from containerkit.container.container import Container as Container
+from containerkit.container.container import Container
 from containerkit.container.containers import Containers
 from containerkit.image.images import Images
 from containerkit.isolation import spawner
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from containerkit.image.reference import Reference
     from containerkit.image.transfer import Remote
     from containerkit.isolation.process import Completed
+
+
+__all__ = ["Container", "Host", "default_host", "run"]
 
 
 class Host:

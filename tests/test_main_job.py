@@ -115,7 +115,7 @@ def test_a_pushed_image_is_run_by_podman(
         "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", name, "cat", "/etc/os-release",
     ]  # fmt: skip
     # podman refuses to start where a hybrid host's empty v2 tree is mounted.
-    hide = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\""
+    hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     try:
         done = subprocess.run(
             ["unshare", "-m", "sh", "-c", hide, "sh", *command], capture_output=True, text=True, check=False

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 _DIED_UNSEEN = 137  # SIGKILL: the keeper is gone, and took the container with it
 _KILL = 9
-_KEEPER_SECONDS = 10.0
 
 
 class HasContainers(Protocol):
     """A host."""
 
     @property
-    def containers(self) -> Containers: ...
+    def containers(self) -> Containers:
+        """Its containers."""
 
 
 def no_default() -> Containers:
@@ -312,7 +312,7 @@ class Container:
             return
         with self._alone():  # a start that is under way comes to its end first
             self._end(force=force)
-            self._reconcile()
+            self._sweep()
             self._clear()
         spawner.keep_from_owner(self.directory)
 
@@ -330,12 +330,11 @@ class Container:
         process.wait_gone(running.keeper, running.keeper_start, None)
 
     def retire(self) -> None:
-        """Remove what may be left of it, its owner being dead. Its keeper saw that end too; wait until it is done."""
-        running = read_running(self.directory)
-        if running is not None:
-            process.wait_gone(running.keeper, running.keeper_start, _KEEPER_SECONDS)
-        self._reconcile()
-        self._clear()
+        """Remove what may be left of it, its owner being dead; whoever else has started it, it ends."""
+        with self._alone():
+            self._end(force=True)
+            self._sweep()
+            self._clear()
 
     def _clear(self) -> None:
         """Files first, then the name: a crash between leaves a container that can be removed again."""
@@ -377,13 +376,19 @@ class Container:
         running = read_running(self.directory)
         if running is None or running.keeper_lives():
             return
+        self._sweep()
+        if read_ended(self.directory) is None:
+            write_ended(self.directory, Ended(_DIED_UNSEEN, 0, time.time_ns()))
+
+    def _sweep(self) -> None:
+        """End what keepers and starters that were killed have left in its cgroups, and remove these."""
+        running = read_running(self.directory)
         group = self.cgroup
         if group.exists():
             group.kill()
-            process.wait_gone(running.pid, running.start, None)
+            if running is not None:
+                process.wait_gone(running.pid, running.start, None)
         group.remove()
-        if read_ended(self.directory) is None:
-            write_ended(self.directory, Ended(_DIED_UNSEEN, 0, time.time_ns()))
 
     def _pidfd(self) -> int:
         """A pidfd of process 1 that is certainly it. Raises :class:`ContainerNotRunning`."""
@@ -407,13 +412,17 @@ class Container:
         """One start or removal at a time, over all processes and threads."""
         import fcntl
 
-        make_directory(self.directory, 0o710)
-        lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        while True:
+            make_directory(self.directory, 0o710)
+            lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if _same(lock, self.directory):  # else it was removed while this one waited
+                    yield
+                    return
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a child that another thread forked meanwhile holds it, too
+                os.close(lock)
 
     def _forget_volatile(self) -> None:
         """Take away the mark that a volatile overlay leaves.
@@ -422,6 +431,13 @@ class Container:
         "Volatile mount"). Within one owner's life there was no such crash.
         """
         remove_tree(f"{self.directory}/work/work/incompat")
+
+
+def _same(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _unlink(path: str) -> None:

@@ -10,7 +10,14 @@ from containerkit.container.container import Container
 from containerkit.container.options import make_record
 from containerkit.container.planning import stdin_fd
 from containerkit.container.record import Record, load
-from containerkit.errors import AmbiguousContainer, ContainerNotFound, ImageNotFound, InvalidOption, NameInUse
+from containerkit.errors import (
+    AmbiguousContainer,
+    ContainerNotFound,
+    ImageNotFound,
+    InvalidOption,
+    LauncherLost,
+    NameInUse,
+)
 from containerkit.isolation.process import PIPE, Completed, Process
 
 if TYPE_CHECKING:
@@ -103,9 +110,9 @@ class Containers:
     ) -> Completed:
         """Run a command in a container of its own that is gone afterwards; its exit code and output.
 
-        ``input`` is fed to its stdin, or ``stdin`` is it: an fd or a file. At ``timeout`` seconds everything in it is killed and :class:`ProcessTimeout`
-        is raised. With ``check`` an exit code other than 0 raises :class:`ProcessFailed`. Takes the options of
-        :meth:`create`.
+        ``input`` is fed to its stdin, or ``stdin`` is its stdin: an fd or a file. At ``timeout`` seconds everything in
+        it is killed and :class:`ProcessTimeout` is raised. With ``check`` an exit code other than 0 raises
+        :class:`ProcessFailed`. Takes the options of :meth:`create`.
         """
         if options.get("detach"):
             raise InvalidOption("detach: run waits for the end", hint="create(..., detach=True) and start()")
@@ -117,6 +124,9 @@ class Containers:
         try:
             process = Process(container.plan(log=False, remove=True), record.args, given, PIPE, PIPE)
             completed = process.communicate(input, timeout)
+        except LauncherLost:  # somebody killed a helper: what it would have removed is left to us
+            container.retire()
+            raise
         finally:
             if close:
                 os.close(given)

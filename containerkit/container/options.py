@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from containerkit.container.record import Record
 from containerkit.errors import InvalidOption, Unsupported
@@ -19,41 +19,14 @@ from containerkit.linux import capabilities, process
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from containerkit.image.images import Image
+    from containerkit.image.runconfig import RunConfig
+
+    Source = Image | HostImage
+
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _HOSTNAME_MAX = 63
 NETWORKS = ("none", "host")
-
-
-class RunConfig(Protocol):
-    """What a container takes from its image (image-spec, config.md, "config")."""
-
-    @property
-    def entrypoint(self) -> tuple[str, ...]: ...
-    @property
-    def command(self) -> tuple[str, ...]: ...
-    @property
-    def env(self) -> tuple[str, ...]: ...
-    @property
-    def user(self) -> str: ...
-    @property
-    def workdir(self) -> str: ...
-    @property
-    def stop_signal(self) -> str: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
-
-
-class Source(Protocol):
-    """An image, as far as a container needs it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    @property
-    def run(self) -> RunConfig: ...
-    @property
-    def lowers(self) -> tuple[str, ...]: ...
 
 
 def make_record(
@@ -122,7 +95,7 @@ def make_record(
         read_only=_flag("read_only", read_only),
         no_new_privileges=_flag("no_new_privileges", no_new_privileges),
         seccomp=_flag("seccomp", seccomp),
-        hidden=outermost((*image.hidden, state_root)) if isinstance(image, HostImage) else (),
+        hidden=outermost(map(os.path.realpath, (*image.hidden, state_root))) if isinstance(image, HostImage) else (),
         in_memory=image.in_memory if isinstance(image, HostImage) else 0,
     )
 

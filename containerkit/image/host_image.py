@@ -1,8 +1,8 @@
 """The machine's own root file system as an image: the embedded default, which needs no network and no archive.
 
 Its one layer is the host's root, read-only below a private writable layer in memory. An overlay does not look through
-mount points, so nothing of other file systems (/proc, /sys, tmpfs, network drives) shows; :data:`HIDDEN` empties what lies on
-the root file system itself and is nobody's business.
+mount points, so nothing of other file systems (/proc, /sys, tmpfs, network drives) shows; :data:`HIDDEN` empties what
+lies on the root file system itself and is nobody's business.
 """
 
 from __future__ import annotations

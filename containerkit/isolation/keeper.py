@@ -32,11 +32,12 @@ _CHUNK = 1 << 16
 def keep(plans: _socket.socket, owner: int) -> None:
     """Fork the starter, which takes one plan from ``plans``; then watch over what it started until nothing is left."""
     ours, theirs = messages.pair()
+    keeper = os.getpid()
     starter = os.fork()
     if starter == 0:
         try:
             ours.close()
-            stand_by(plans, theirs)
+            stand_by(plans, theirs, keeper, owner)
         finally:
             os._exit(0)
     plans.close()
@@ -48,9 +49,9 @@ def keep(plans: _socket.socket, owner: int) -> None:
         end_orphans()
         return
     pid, kills, with_owner = marshal.loads(word)  # noqa: S302 - from our own child
-    keeper = Keeper(fds, owner if with_owner else -1)
-    keeper.watch()
-    keeper.finish(pid, kills)
+    watcher = Keeper(fds, owner if with_owner else -1)
+    watcher.watch()
+    watcher.finish(pid, kills)
 
 
 def end_orphans() -> None:

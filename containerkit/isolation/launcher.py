@@ -26,6 +26,7 @@ from containerkit.linux.tree import remove_tree
 
 _CONTROL_FD = 3
 _SPARE_AFTER_MS = 4  # the next keeper is forked when the start under way no longer needs the CPU
+_FIRST, _KEEPER = 0, 2  # where in the file "state" they stand: pid, start time
 _KEEPERS_END = 10.0  # seconds for the keepers to end their containers after the owner's end
 
 
@@ -62,6 +63,7 @@ def serve(control: _socket.socket, owner: int) -> None:
     while True:
         ready = [fd for fd, _ in poll.poll(_SPARE_AFTER_MS if spare is None else None)]
         if owner in ready:
+            hear_out(control, directories)
             end(directories)
             return
         if not ready:
@@ -78,10 +80,31 @@ def serve(control: _socket.socket, owner: int) -> None:
         if word == b"s":
             give(spare or make_spare(control, owner), control, owner, fds)
             spare = None
-        elif word[:1] == b"+":
-            directories.add(os.fsdecode(word[1:]))
-        elif word[:1] == b"-":
-            directories.discard(os.fsdecode(word[1:]))
+        else:
+            note(word, directories)
+
+
+def note(word: bytes, directories: set[str]) -> None:
+    """``+PATH`` and ``-PATH``."""
+    if word[:1] == b"+":
+        directories.add(os.fsdecode(word[1:]))
+    elif word[:1] == b"-":
+        directories.discard(os.fsdecode(word[1:]))
+
+
+def hear_out(control: _socket.socket, directories: set[str]) -> None:
+    """The owner's last words about directories; what it still wanted to start is dropped."""
+    control.setblocking(False)
+    while True:
+        try:
+            word, fds = messages.receive(control)
+        except OSError:
+            return
+        for fd in fds:
+            os.close(fd)
+        if not word:
+            return
+        note(word, directories)
 
 
 def give(keeper: _socket.socket, control: _socket.socket, owner: int, fds: list[int]) -> None:
@@ -117,19 +140,25 @@ def end(directories: set[str]) -> None:
     """The owner is gone: when the keepers have ended their containers, remove what stopped containers left."""
     deadline = time.monotonic() + _KEEPERS_END
     for directory in directories:
-        while keeper_lives(directory) and time.monotonic() < deadline:
+        while lives(directory, _KEEPER) and time.monotonic() < deadline:
             time.sleep(0.005)
-        remove_tree(directory)
+        if pid := lives(directory, _FIRST):  # its keeper was killed, and it has waived the parent-death signal
+            os.kill(pid, process.SIGKILL)
+        while os.path.lexists(directory) and time.monotonic() < deadline:
+            try:
+                remove_tree(directory)
+            except OSError:
+                time.sleep(0.005)  # a start that was under way still makes files there, and will remove them, too
 
 
-def keeper_lives(directory: str) -> bool:
-    """Whether the keeper that wrote ``state`` there is still at work."""
+def lives(directory: str, role: int) -> int:
+    """The pid that the file ``state`` there names for process 1 or for the keeper, if that is still at work; else 0."""
     try:
         with open(f"{directory}/state") as file:
-            _, _, pid, start = file.read().split()[:4]
-    except OSError:
-        return False
-    return process.start_time(int(pid)) == int(start)
+            pid, start = map(int, file.read().split()[role : role + 2])
+    except (OSError, ValueError):
+        return 0
+    return pid if process.start_time(pid) == start else 0
 
 
 if __name__ == "__main__":

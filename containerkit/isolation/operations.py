@@ -92,7 +92,7 @@ def stdio(context: Context) -> None:
 
 
 def join_tasks(_: Context, files: tuple[str, ...]) -> None:
-    """Cgroup v1: a single-threaded process that writes 0 to ``tasks`` moves alone, without the kernel's grace period."""
+    """Cgroup v1: a single-threaded process that writes 0 to ``tasks`` moves alone, without a grace period."""
     for path in files:
         write_knob(path, "0")
 
@@ -138,7 +138,7 @@ def _mirror(lower: str, upper: str, path: str) -> None:
     os.chmod(upper + path, status.st_mode & 0o7777)
 
 
-def overlay_root(  # noqa: PLR0917 - one mount
+def overlay_root(
     _: Context, at: str, lowers: tuple[str, ...], upper: str, work: str, options: tuple[str, ...], attributes: int
 ) -> None:
     """The container's root, mounted where it will be pivoted to."""

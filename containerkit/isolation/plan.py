@@ -77,7 +77,8 @@ class Plan:
     """
 
     __slots__ = (
-        "cleanup", "clone_flags", "directory", "inside", "into", "kill", "kind", "log", "oom", "prepare", "setns_pid", "with_owner",
+        "cleanup", "clone_flags", "directory", "inside", "into", "kill", "kind", "log", "oom", "prepare", "setns_pid",
+        "with_owner",
     )  # fmt: skip
 
     def __init__(

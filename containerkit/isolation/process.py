@@ -307,9 +307,8 @@ def _pump(running: Process, data: bytes, deadline: float | None) -> tuple[bytes,
             outputs[stream.fileno()] = buffer
     feed = _Feed(running.stdin, data, poll)
     while running.exit_code is None:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        ready = poll.poll(left)
-        if not ready or left == 0:  # a process that never stops writing is always ready
+        ready = _until(deadline, poll)
+        if not ready:
             break
         for fd, _ in ready:
             if fd in outputs:
@@ -322,10 +321,17 @@ def _pump(running: Process, data: bytes, deadline: float | None) -> tuple[bytes,
                 running.poll()
             else:
                 feed.more()
-    if running.exit_code is not None:
-        for fd, buffer in outputs.items():
-            _drain(fd, buffer)
+    for fd, buffer in outputs.items():
+        _drain(fd, buffer)
     return bytes(result[0]), bytes(result[1])
+
+
+def _until(deadline: float | None, poll: select.poll) -> list[tuple[int, int]]:
+    """What is ready; nothing at the deadline, even if a process never stops writing."""
+    if deadline is None:
+        return poll.poll()
+    left = deadline - time.monotonic()
+    return poll.poll(left * 1000) if left > 0 else []
 
 
 class _Feed:

@@ -5,9 +5,9 @@ One launcher a process, shared by all threads. After a fork the child starts its
 
 from __future__ import annotations
 
-import _signal
 import errno
 import os
+import signal
 import sys
 import threading
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CONTROL_FD = 3
 _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)
-_CATCHABLE = _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}
+_CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _BOOT = """\
 import sys
 sys.path.insert(0, sys.argv[2])
@@ -75,12 +75,14 @@ class Launcher:
 _lock = threading.Lock()
 _current: Launcher | None = None
 _starting: Launcher | None = None
+_directories: set[str] = set()  # what goes with this process; every launcher of it must know them
 
 
 def _after_fork() -> None:
     """A lock that another thread held during the fork would never be released in the child."""
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
+    _directories.clear()  # they go with the parent
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -102,6 +104,8 @@ def get() -> Launcher:
             fresh = _starting if _starting is not None and _starting.owner == os.getpid() else Launcher()
             _starting = None
             fresh.ready()
+            for directory in tuple(_directories):
+                fresh.send(b"+" + os.fsencode(directory))
             _current = fresh
         return _current
 
@@ -125,11 +129,7 @@ def launch(plan: Plan, fds: tuple[int, ...]) -> _socket.socket:
     try:
         os.write(data, encode(plan))
         os.lseek(data, 0, os.SEEK_SET)
-        try:
-            get().send(b"s", (data, theirs.fileno(), *fds))
-        except LauncherLost:
-            forget()
-            get().send(b"s", (data, theirs.fileno(), *fds))
+        _send(b"s", (data, theirs.fileno(), *fds))
     except BaseException:
         reply.close()
         raise
@@ -139,20 +139,35 @@ def launch(plan: Plan, fds: tuple[int, ...]) -> _socket.socket:
     return reply
 
 
-def forget() -> None:
-    """Drop a launcher that died."""
-    shutdown()
+def _send(word: bytes, fds: tuple[int, ...] = ()) -> None:
+    """One datagram to the launcher; one that died since the last is replaced once."""
+    global _current  # noqa: PLW0603 - one launcher a process
+    launcher = get()
+    try:
+        launcher.send(word, fds)
+    except LauncherLost:
+        with _lock:
+            launcher.socket.close()
+            if _current is launcher:  # else another thread has seen to it
+                _current = None
+        get().send(word, fds)
 
 
 def remove_with_owner(directory: str) -> None:
-    """Have ``directory`` removed when this process ends, however it ends."""
-    get().send(b"+" + os.fsencode(directory))
+    """Have ``directory`` removed when this process ends, however it ends. Raises what :func:`launch` raises."""
+    _directories.add(directory)
+    _send(b"+" + os.fsencode(directory))
 
 
 def keep_from_owner(directory: str) -> None:
     """Take :func:`remove_with_owner` back."""
-    if _current is not None and _current.owner == os.getpid():
-        _current.send(b"-" + os.fsencode(directory))
+    _directories.discard(directory)
+    launcher = _current
+    if launcher is not None and launcher.owner == os.getpid():
+        try:
+            launcher.send(b"-" + os.fsencode(directory))
+        except LauncherLost:
+            return  # the next one will not hear of it
 
 
 def _spawn(control: int, stderr: int) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from containerkit.isolation import defaults
 from containerkit.isolation.limits import Limits
-from containerkit.linux.fileview import Mount
+from containerkit.linux.fileview import Mount  # noqa: TC001 - NamedTuple fields are looked up at run time
 
 
 class Root(NamedTuple):

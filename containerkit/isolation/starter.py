@@ -12,12 +12,14 @@ import _socket
 import errno as errnos
 import marshal
 import os
+import select
 import time
 
 from containerkit.isolation import messages
 from containerkit.isolation.operations import CLEANUP, INSIDE, PREPARE, Context
 from containerkit.isolation.plan import Operation, Plan, decode
 from containerkit.linux import namespaces, process
+from containerkit.linux.tree import remove_tree
 
 TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
 if TYPE_CHECKING:
@@ -33,13 +35,13 @@ _CGROUP_PATIENCE = 2.0  # seconds until a killed process must have left its cgro
 class StartFailed(Exception):
     """What the new process, or the preparation, could not do; the tuple that the library is told."""
 
-    def __init__(self, answer: tuple[object, ...]) -> None:
+    def __init__(self, answer: tuple[Any, ...]) -> None:
         super().__init__(answer)
         self.answer = answer
 
 
-def stand_by(plans: _socket.socket, keeper: _socket.socket) -> None:
-    """Wait for one plan, start it, hand over to the keeper."""
+def stand_by(plans: _socket.socket, keeper: _socket.socket, keeper_pid: int, owner: int) -> None:
+    """Wait for one plan, start it, hand over to the keeper. ``owner`` is a pidfd of the process this serves."""
     host = _go_ahead()
     word, fds = messages.receive(plans)
     if not word:
@@ -49,18 +51,24 @@ def stand_by(plans: _socket.socket, keeper: _socket.socket) -> None:
     plan = decode(read_all(plan_fd))
     try:
         _go_back(host, plan.clone_flags)
-        handed = start(plan, reply, fds[2:])
-    except StartFailed as failure:
-        tell(reply, failure.answer)
+        handed = start(plan, reply, fds[2:], keeper_pid)
+    except Exception as error:  # noqa: BLE001 - whatever it is, nothing may stay behind
+        tell(reply, error.answer if isinstance(error, StartFailed) else _failure("start", error))
         clean_up(plan)
+        if plan.with_owner and plan.directory and select.select([owner], [], [], 0)[0]:
+            remove_tree(plan.directory)
         return
-    messages.send(keeper, marshal.dumps(handed[0]), (plan_fd, reply.fileno(), *handed[1]))
+    try:
+        messages.send(keeper, marshal.dumps(handed[0]), (plan_fd, reply.fileno(), *handed[1]))
+    except OSError:  # the keeper was killed; what nobody watches over must not live
+        kill_all(plan, handed[1][0])
+        clean_up(plan)
 
 
 def _go_ahead() -> dict[int, int]:
-    """Enter new namespaces of the kinds that nearly every container wants, while nobody waits; fds of the host's, by kind.
+    """Enter new namespaces of the kinds that nearly every container wants; fds of the host's, by kind.
 
-    A network namespace is most of what all a container's namespaces cost (0.85 of 1.2 ms).
+    Nobody waits yet, and a network namespace is most of what all a container's namespaces cost (0.85 of 1.2 ms).
     """
     host = {flag: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for flag, name in _AHEAD_NAMES.items()}
     namespaces.unshare(_AHEAD)
@@ -75,7 +83,7 @@ def _go_back(host: dict[int, int], wanted: int) -> None:
         os.close(fd)
 
 
-def start(plan: Plan, reply: _socket.socket, fds: list[int]) -> tuple[tuple[int, int, bool], list[int]]:
+def start(plan: Plan, reply: _socket.socket, fds: list[int], keeper: int) -> tuple[tuple[int, int, bool], list[int]]:
     """Perform the plan up to the proof of its exec. Raises :class:`StartFailed`.
 
     What the keeper needs: the pid, the OOM kills so far, whether all ends with the owner; and the pidfd, then, for a
@@ -98,19 +106,25 @@ def start(plan: Plan, reply: _socket.socket, fds: list[int]) -> tuple[tuple[int,
         _become(plan, fds, status)
     for fd in (*fds, status):
         os.close(fd)
-    answer = read_all(proof)
-    if answer:
+    try:
+        _await_exec(proof)
+        if plan.directory:
+            words = (pid, process.start_time(pid), keeper, process.start_time(keeper), time.time_ns())
+            replace(f"{plan.directory}/state", " ".join(map(str, words)) + "\n")
+    except BaseException:
         kill_all(plan, pidfd)
-        raise StartFailed(marshal.loads(answer))  # noqa: S302 - from our own child, before its exec
-    if plan.directory:
-        keeper = os.getppid()
-        words = (pid, process.start_time(pid), keeper, process.start_time(keeper), time.time_ns())
-        replace(f"{plan.directory}/state", " ".join(map(str, words)) + "\n")
+        raise
     try:
         messages.send(reply, marshal.dumps(("started", pid)), (pidfd,))
     except OSError:
         pass  # the library went away meanwhile; the owner's pidfd tells the rest
     return (pid, kills, plan.with_owner), [pidfd, *kept]
+
+
+def _await_exec(proof: int) -> None:
+    """End of file is the proof of the exec. Raises :class:`StartFailed` with what the new process says instead."""
+    if answer := read_all(proof):
+        raise StartFailed(marshal.loads(answer))  # noqa: S302 - from our own child, before its exec
 
 
 def _open_log(plan: Plan, fds: list[int]) -> list[int]:
@@ -154,7 +168,7 @@ def _perform(table: dict[str, Callable[..., Any]], operations: tuple[Operation, 
             raise StartFailed(_failure(name, error)) from error
 
 
-def _failure(operation: str, error: BaseException) -> tuple[object, ...]:
+def _failure(operation: str, error: BaseException) -> tuple[Any, ...]:
     errno = getattr(error, "errno", 0) or 0
     path = getattr(error, "path", None) or getattr(error, "filename", None) or ""
     if isinstance(path, bytes):
@@ -165,7 +179,7 @@ def _failure(operation: str, error: BaseException) -> tuple[object, ...]:
 # --- what starter and keeper share
 
 
-def tell(reply: _socket.socket, answer: tuple[object, ...]) -> None:
+def tell(reply: _socket.socket, answer: tuple[Any, ...]) -> None:
     """Tell the library, if it still listens."""
     try:
         reply.send(marshal.dumps(answer))

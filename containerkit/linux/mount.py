@@ -127,7 +127,7 @@ def fsmount(fd: int, attributes: int = 0) -> int:
 
 
 def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
-    """``move_mount(2)``: attaches the detached mount ``from_fd`` at ``to_path`` below ``to_fd`` (or at the fd itself)."""
+    """``move_mount(2)``: attaches the detached mount ``from_fd`` at ``to_path`` below ``to_fd``, or at ``to_fd``."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
     paths = ctypes.c_char_p(b""), ctypes.c_char_p(fsencode(to_path))
     check(syscall(_MOVE_MOUNT, from_fd, paths[0], to_fd, paths[1], flags), "move_mount", to_path)
@@ -195,11 +195,14 @@ def mount_overlay(
     try:
         tree = new_mount("overlay", (*(f"lowerdir+={lower}" for lower in lowers), *writable, *options), attributes)
     except KernelError as error:
-        if error.errno != errno.EINVAL or not error.path.startswith("lowerdir+"):
+        if error.errno != errno.EINVAL:
             raise
         data = ",".join(("lowerdir=" + ":".join(lowers), *writable, *options))
         flags = sum(flag for attribute, flag in _CLASSIC.items() if attributes & attribute)
-        mount("overlay", at, "overlay", flags, data)
+        try:
+            mount("overlay", at, "overlay", flags, data)
+        except KernelError:
+            raise error from None  # it was not the form of the request
         return
     try:
         move_mount(tree, AT_FDCWD, at)

@@ -32,3 +32,12 @@ def missing_for(marker: str) -> str:
     if marker == "registry" and shutil.which("docker-registry") is None:
         return "the program docker-registry"
     return ""
+
+
+def container_python() -> str:
+    """A Python that ``host_image()`` shows, or skip: for what no program of busybox can say to the kernel."""
+    for path in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if os.path.exists(path):
+            return path
+    skip("a Python in /usr/bin or /usr/local/bin")
+    raise AssertionError
