@@ -184,9 +184,9 @@ class Container:
         Raises :class:`StartError` and its kin (:class:`CommandNotFound`, :class:`CommandNotExecutable`,
         :class:`UserNotFound`, :class:`InvalidWorkdir`), :class:`ContainerRunning`, :class:`Unsupported`.
         """
-        if not self._record.detached:
-            spawner.remove_with_owner(self.directory)
         with self._starting():
+            if not self._record.detached:
+                spawner.remove_with_owner(self.directory)
             running = read_running(self.directory)
             if running is not None and running.keeper_lives():
                 if read_ended(self.directory) is None:
@@ -414,7 +414,10 @@ class Container:
 
         while True:
             make_directory(self.directory, 0o710)
-            lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if _same(lock, self.directory):  # else it was removed while this one waited
