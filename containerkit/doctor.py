@@ -102,6 +102,10 @@ def _overlay(root: str) -> Check:
     directory = root
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
+    if mount.file_system(directory) == mount.OVERLAYFS:
+        detail = f"{directory} is on an overlay itself: writable layers live in memory, nothing can be detached"
+        remedy = "put the state root on a volume or a tmpfs (CONTAINERKIT_ROOT)"
+        return Check("overlay", False, detail, remedy, required=False)
     try:
         with tempfile.TemporaryDirectory(prefix=".containerkit-doctor-", dir=directory) as base:
             for name in ("lower", "upper", "work"):

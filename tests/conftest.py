@@ -45,7 +45,7 @@ def _reason(report: pytest.TestReport) -> str:
 def session_directory() -> Iterator[str]:
     """A directory with a short path for all state of this session; at the end nothing of the session is left."""
     before = leaks.take()
-    directory = tempfile.mkdtemp(prefix="ck-")
+    directory = tempfile.mkdtemp(prefix="ck-", dir=facts.state_directory())
     os.chmod(directory, 0o711)  # noqa: S103 - ordinary users in containers reach their files below it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERKIT_ROOT", os.path.join(directory, "default"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
@@ -12,7 +11,7 @@ from containerkit.container import logs as log_files
 from containerkit.container.planning import container_plan, exec_plan, stdin_fd
 from containerkit.container.record import Ended, Record, read_ended, read_running, write_ended
 from containerkit.container.specify import specify_exec
-from containerkit.errors import ContainerNotFound, ContainerNotRunning, ContainerRunning
+from containerkit.errors import ContainerNotFound, ContainerNotRunning, ContainerRunning, StartError
 from containerkit.isolation import cgroup, spawner
 from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process, signal_number
 from containerkit.linux import process
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from containerkit.container.planning import Stdin
     from containerkit.isolation.plan import Plan
 
+_ENDING_MS = 1000
 _DIED_UNSEEN = 137  # SIGKILL: the keeper is gone, and took the container with it
 _KILL = 9
 
@@ -256,7 +256,9 @@ class Container:
                 exec_plan(self._record, spec, self._containers.cache), spec.process.args, stdin, stdout, stderr, pidfd
             )
         except Exception as error:
-            if self.status != "running":
+            # A container that is about to end lets nobody in any more, before it has ended.
+            patience = _ENDING_MS if type(error) is StartError else 0
+            if self.status != "running" or process.ended(pidfd, patience):
                 raise ContainerNotRunning(
                     f"container {self.name} ended before {spec.process.args[0]} started"
                 ) from error
@@ -281,9 +283,7 @@ class Container:
         pidfd = self._pidfd()
         try:
             process.pidfd_send_signal(pidfd, int(self._record.stop_signal))
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(max(0.0, timeout) * 1000):
+            if not process.ended(pidfd, max(0.0, timeout) * 1000):
                 process.pidfd_send_signal(pidfd, _KILL)
         finally:
             os.close(pidfd)
@@ -337,10 +337,15 @@ class Container:
             self._clear()
 
     def _clear(self) -> None:
-        """Files first, then the name: a crash between leaves a container that can be removed again."""
+        """Files first, then the name: a crash between leaves a container that can be removed again.
+
+        The directory goes last, for the lock on it says that somebody is at work.
+        """
         self._close_stdin()
-        remove_tree(self.directory)
+        for name in _names(self.directory):
+            remove_tree(f"{self.directory}/{name}")
         self._containers.forget(self.id)
+        remove_tree(self.directory)
 
     def _close_stdin(self) -> None:
         stdin, self.stdin = self.stdin, None
@@ -441,6 +446,13 @@ def _same(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:  # its owner's launcher is removing it, too
+        return []
 
 
 def _unlink(path: str) -> None:

@@ -17,8 +17,11 @@ from containerkit.errors import (
     InvalidOption,
     LauncherLost,
     NameInUse,
+    Unsupported,
 )
+from containerkit.image.host_image import WRITABLE_BYTES
 from containerkit.isolation.process import PIPE, Completed, Process
+from containerkit.linux import mount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +73,21 @@ class Containers:
             record = make_record(source, self.state.root, command, **options)
         except TypeError as error:
             raise InvalidOption(str(error).replace("make_record()", "create")) from error
+        if not record.in_memory and mount.file_system(self.state.path("containers")) == mount.OVERLAYFS:
+            record = self._in_memory(record)
         return Container.handle(self, record, stdin)
+
+    def _in_memory(self, record: Record) -> Record:
+        """The record for a state root that is itself on an overlay, in another container say: that holds no upper layer.
+
+        A container that ends with its owner then writes to memory, and starts afresh each time.
+        """
+        if record.detached:
+            raise Unsupported(
+                f"{self.state.root} is on an overlay, which cannot hold the writable layer of a detached container",
+                remedy="put the state root on a volume or a tmpfs: Host(root=...) or CONTAINERKIT_ROOT",
+            )
+        return record._replace(in_memory=WRITABLE_BYTES)
 
     def get(self, name_or_id: str) -> Container:
         """The container of that name, id or unambiguous id prefix.

@@ -103,7 +103,7 @@ def compile_exec(spec: ExecSpec, facts: Facts) -> Plan:
     inside += _become(spec.process, facts)
     return Plan(
         kind="exec",
-        prepare=_prepare_cgroups(layout),
+        prepare=_prepare_cgroups(layout, parents=False),
         clone_flags=0,
         into=layout.into,
         setns_pid=True,
@@ -149,8 +149,8 @@ def _source(spec: Spec, target: str) -> str:
     return f"{spec.root.directory}/{target.rpartition('/')[2]}"
 
 
-def _prepare_cgroups(layout: CgroupLayout) -> tuple[Operation, ...]:
-    operations: list[Operation] = [("make_cgroup", path) for path in dict.fromkeys(layout.dirs)]
+def _prepare_cgroups(layout: CgroupLayout, *, parents: bool = True) -> tuple[Operation, ...]:
+    operations: list[Operation] = [("make_cgroup", path, parents) for path in dict.fromkeys(layout.dirs)]
     operations += [("write_knob", path, value) for path, value, _ in layout.writes]
     if layout.device_program:
         operations.append(("attach_device_filter", layout.into, layout.device_program))

@@ -32,7 +32,7 @@ _CHUNK = 1 << 16
 def keep(plans: _socket.socket, owner: int) -> None:
     """Fork the starter, which takes one plan from ``plans``; then watch over what it started until nothing is left."""
     ours, theirs = messages.pair()
-    keeper = os.getpid()
+    keeper = (os.getpid(), process.start_time(os.getpid()))
     starter = os.fork()
     if starter == 0:
         try:
@@ -42,8 +42,12 @@ def keep(plans: _socket.socket, owner: int) -> None:
             os._exit(0)
     plans.close()
     theirs.close()
-    word, fds = messages.receive(ours)
+    # The new process holds a copy of the starter's end for a moment, so end of file may come long after its death.
+    pidfd = process.pidfd_open(starter)
+    ready, _, _ = select.select([ours, pidfd], [], [])
+    word, fds = messages.receive(ours) if ours in ready else (b"", [])
     ours.close()
+    os.close(pidfd)
     os.waitpid(starter, 0)
     if not word:
         end_orphans()
@@ -73,6 +77,7 @@ class Keeper:
         self.reply = _socket.socket(fileno=reply)
         self.owner = owner
         self.owner_gone = False
+        self.killed = False
         self.log = log[0] if log else -1
         self.streams = dict(zip(log[1:], (1, 2), strict=True)) if log else {}
         for reader in self.streams:
@@ -100,7 +105,7 @@ class Keeper:
             if self.owner in ready:
                 poll.unregister(self.owner)
                 self.owner_gone = True
-                kill_all(self.plan(), self.pidfd)
+                self._kill()
             if self.pidfd in ready:
                 return
 
@@ -125,8 +130,12 @@ class Keeper:
         except OSError:
             return False
         if word == b"k":
-            kill_all(self.plan(), self.pidfd)
+            self._kill()
         return bool(word)
+
+    def _kill(self) -> None:
+        self.killed = True
+        kill_all(self.plan(), self.pidfd)
 
     def finish(self, pid: int, kills: int) -> None:
         """The end: take the exit status, drain the pipes, note it, tell it, clean up."""
@@ -145,6 +154,8 @@ class Keeper:
             return
         if plan.directory:
             replace(f"{plan.directory}/exit", f"{code} {kills} {time.time_ns()}\n")
+        if select.select([self.reply], [], [], 0)[0]:
+            self._obey()  # a process that ends at its timeout may have left others
         tell(self.reply, ("exited", code, kills))
-        clean_up(plan)
+        clean_up(plan, leave=plan.kind == "exec" and not self.killed)
         self.reply.close()  # the library need not wait until this process is taken down, too

@@ -39,8 +39,11 @@ class Context:
 # --- in the keeper
 
 
-def make_cgroup(directory: str) -> None:
-    """One cgroup. Never its parent: an exec must not bring back the cgroup of a container that has just ended."""
+def make_cgroup(directory: str, parents: bool) -> None:
+    """A cgroup. An exec's without ``parents``: it must not bring back the cgroup of a container that has just ended."""
+    if parents:
+        make_directory(directory)
+        return
     try:
         os.mkdir(directory)
     except FileExistsError:
@@ -279,6 +282,8 @@ def _small_file(path: str) -> bytes:
 def become_user(context: Context, root_capabilities: int) -> None:
     """Groups, group, user, capabilities, in the order in which each is still allowed; each is read back."""
     account = context.account
+    if account.uid != 0:
+        _hand_over_pipes(account.uid)
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
@@ -287,6 +292,20 @@ def become_user(context: Context, root_capabilities: int) -> None:
         raise KernelError("setresuid", errnos.EPERM, hint=f"wanted {account}, the kernel holds {held}")
     bits = root_capabilities & capabilities.capget().permitted if account.uid == 0 else 0
     capabilities.capset(capabilities.Sets(bits, bits, 0))
+
+
+def _hand_over_pipes(uid: int) -> None:
+    """Make the user the owner of stdin, stdout and stderr, so that it can open /dev/stdout.
+
+    Pipes alone: whatever else was passed in, a file or /dev/null, is the host's.
+    """
+    reader, writer = os.pipe()
+    pipes = os.fstat(reader).st_dev
+    os.close(reader)
+    os.close(writer)
+    for fd in range(3):
+        if os.fstat(fd).st_dev == pipes:
+            os.fchown(fd, uid, -1)
 
 
 def no_new_privileges(_: Context) -> None:

@@ -40,8 +40,11 @@ class StartFailed(Exception):
         self.answer = answer
 
 
-def stand_by(plans: _socket.socket, keeper: _socket.socket, keeper_pid: int, owner: int) -> None:
-    """Wait for one plan, start it, hand over to the keeper. ``owner`` is a pidfd of the process this serves."""
+def stand_by(plans: _socket.socket, keeper: _socket.socket, identity: tuple[int, int], owner: int) -> None:
+    """Wait for one plan, start it, hand over to the keeper.
+
+    ``identity`` is the keeper's pid and start time, ``owner`` a pidfd of the process that all this serves.
+    """
     host = _go_ahead()
     word, fds = messages.receive(plans)
     if not word:
@@ -51,7 +54,7 @@ def stand_by(plans: _socket.socket, keeper: _socket.socket, keeper_pid: int, own
     plan = decode(read_all(plan_fd))
     try:
         _go_back(host, plan.clone_flags)
-        handed = start(plan, reply, fds[2:], keeper_pid)
+        handed = start(plan, reply, fds[2:], identity)
     except Exception as error:  # noqa: BLE001 - whatever it is, nothing may stay behind
         tell(reply, error.answer if isinstance(error, StartFailed) else _failure("start", error))
         clean_up(plan)
@@ -83,7 +86,9 @@ def _go_back(host: dict[int, int], wanted: int) -> None:
         os.close(fd)
 
 
-def start(plan: Plan, reply: _socket.socket, fds: list[int], keeper: int) -> tuple[tuple[int, int, bool], list[int]]:
+def start(
+    plan: Plan, reply: _socket.socket, fds: list[int], keeper: tuple[int, int]
+) -> tuple[tuple[int, int, bool], list[int]]:
     """Perform the plan up to the proof of its exec. Raises :class:`StartFailed`.
 
     What the keeper needs: the pid, the OOM kills so far, whether all ends with the owner; and the pidfd, then, for a
@@ -109,15 +114,12 @@ def start(plan: Plan, reply: _socket.socket, fds: list[int], keeper: int) -> tup
     try:
         _await_exec(proof)
         if plan.directory:
-            words = (pid, process.start_time(pid), keeper, process.start_time(keeper), time.time_ns())
+            words = (pid, process.start_time(pid), *keeper, time.time_ns())
             replace(f"{plan.directory}/state", " ".join(map(str, words)) + "\n")
-    except BaseException:
+        messages.send(reply, marshal.dumps(("started", pid)), (pidfd,))
+    except BaseException:  # or the library went away meanwhile: a start that it never learnt of is none
         kill_all(plan, pidfd)
         raise
-    try:
-        messages.send(reply, marshal.dumps(("started", pid)), (pidfd,))
-    except OSError:
-        pass  # the library went away meanwhile; the owner's pidfd tells the rest
     return (pid, kills, plan.with_owner), [pidfd, *kept]
 
 
@@ -232,10 +234,10 @@ def oom_kills(plan: Plan) -> int:
         return 0
 
 
-def clean_up(plan: Plan) -> None:
+def clean_up(plan: Plan, *, leave: bool = False) -> None:
     """The plan's cleanup; a cgroup may hold dying processes for a moment.
 
-    An exec that leaves processes behind leaves their cgroup, too: it goes with the container's.
+    With ``leave`` processes that an exec has left behind keep their cgroup: it goes with the container's.
     """
     deadline = time.monotonic() + _CGROUP_PATIENCE
     for name, *operands in plan.cleanup:
@@ -243,19 +245,17 @@ def clean_up(plan: Plan) -> None:
             try:
                 CLEANUP[str(name)](*operands)
             except OSError as error:
-                busy = error.errno in (errnos.EBUSY, errnos.ENOTEMPTY) and not _left_behind(plan, operands)
+                busy = error.errno in (errnos.EBUSY, errnos.ENOTEMPTY) and not (leave and _populated(str(operands[0])))
                 if busy and time.monotonic() < deadline:
                     time.sleep(0.001)
                     continue
             break
 
 
-def _left_behind(plan: Plan, operands: list[object]) -> bool:
-    """Whether an exec's cgroup holds living processes: the kernel does not list those that are on their way out."""
-    if plan.kind != "exec":
-        return False
+def _populated(directory: str) -> bool:
+    """Whether a cgroup holds living processes: the kernel does not list those that have ended."""
     try:
-        with open(f"{operands[0]}/cgroup.procs") as file:
+        with open(f"{directory}/cgroup.procs") as file:
             return bool(file.read(1))
     except OSError:
         return False

@@ -48,6 +48,8 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
+OVERLAYFS = 0x794C7630
+
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
 _PIVOT_ROOT = machine_number(x86_64=155, aarch64=41)
 
@@ -176,6 +178,13 @@ def new_mount(fstype: str, options: tuple[str, ...] = (), attributes: int = 0) -
         os.close(fd)
         for path_fd in held:
             os.close(path_fd)
+
+
+def file_system(path: str) -> int:
+    """The type of the file system that ``path`` is on, as its magic number (``statfs(2)``)."""
+    buffer = ctypes.create_string_buffer(256)
+    check(libc.statfs(fsencode(path), buffer), "statfs", path)
+    return int(struct.unpack_from("=q", buffer)[0])
 
 
 def probe_overlay(lower: str, upper: str, work: str) -> None:

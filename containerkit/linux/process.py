@@ -137,11 +137,16 @@ def wait_gone(pid: int, start: int, timeout: float | None = None) -> bool:
     if pidfd < 0:
         return True
     try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        return ended(pidfd, None if timeout is None else max(0.0, timeout) * 1000)
     finally:
         os.close(pidfd)
+
+
+def ended(pidfd: int, milliseconds: float | None = 0) -> bool:
+    """Wait at most so long until the process of a pidfd has ended; whether it has."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(milliseconds))
 
 
 def start_time(pid: int) -> int:

@@ -241,7 +241,7 @@ def test_kill_without_a_signal(create: Callable[..., ck.Container]) -> None:
 def test_kill_with_no_signal_that_exists(create: Callable[..., ck.Container], signal: str | int) -> None:
     container = create()
     container.start()
-    with pytest.raises(errors.InvalidOption, match="^signal: "):
+    with pytest.raises(errors.InvalidOption, match=r"^signal: "):
         container.kill(signal)
     assert container.status == "running"
 
@@ -376,7 +376,7 @@ def test_get_by_name_id_and_prefix(host: ck.Host, create: Callable[..., ck.Conta
 
 def common_free_prefix(identity: str, other: str) -> str:
     """The shortest prefix of ``identity`` that ``other`` does not have."""
-    return identity[: len(os.path.commonprefix([identity, other])) + 1]
+    return next(identity[:end] for end in range(1, 65) if identity[:end] != other[:end])
 
 
 @pytest.mark.parametrize("key", ["nobody", "", "0" * 65, "%", "*", "g"])

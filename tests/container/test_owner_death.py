@@ -119,7 +119,9 @@ def test_an_owner_whose_launcher_is_still_coming_up(host: ck.Host) -> None:
 def test_a_process_that_started_another_ones_container_does_not_keep_it(host: ck.Host) -> None:
     with (
         Owner(host.root, "say(host.containers.create('busybox:1', ['sleep', '1000']).id); rest()") as creator,
-        Owner(host.root, "c = host.containers.get(sys.stdin.readline().strip()); c.start(); say(c.pid); rest()") as other,
+        Owner(
+            host.root, "c = host.containers.get(sys.stdin.readline().strip()); c.start(); say(c.pid); rest()"
+        ) as other,
     ):
         [identity] = creator.words()
         other.process.stdin.write(identity.encode() + b"\n")
@@ -133,7 +135,9 @@ def test_a_process_that_started_another_ones_container_does_not_keep_it(host: ck
 
 
 def test_the_name_of_a_dead_owners_container_is_free(host: ck.Host) -> None:
-    with Owner(host.root, "host.containers.create('busybox:1', ['sleep', '9'], name='web'); say('made'); rest()") as owner:
+    with Owner(
+        host.root, "host.containers.create('busybox:1', ['sleep', '9'], name='web'); say('made'); rest()"
+    ) as owner:
         owner.words()
         owner.kill()
         mine = host.containers.create("busybox:1", ["true"], name="web")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -150,7 +149,7 @@ def test_entrypoint_and_command(
 
 def test_no_command_at_all(host: ck.Host, configured: Callable[..., ck.Image]) -> None:
     image = configured(Entrypoint=["echo"])
-    with pytest.raises(errors.InvalidOption, match="^command: "):
+    with pytest.raises(errors.InvalidOption, match=r"^command: "):
         host.run(image, entrypoint="")
 
 
@@ -226,7 +225,9 @@ def test_user_and_workdir_of_the_image(host: ck.Host, configured: Callable[..., 
 
 
 def test_a_working_directory_is_made_with_its_parents_for_root(host: ck.Host, busybox_image: ck.Image) -> None:
-    done = host.run(busybox_image, ["sh", "-c", "pwd; stat -c '%u %a' /new . ; touch x"], workdir="/new/deep", user="1000")
+    done = host.run(
+        busybox_image, ["sh", "-c", "pwd; stat -c '%u %a' /new . ; touch x"], workdir="/new/deep", user="1000"
+    )
     assert done.stdout == b"/new/deep\n0 755\n0 755\n"
     assert b"Permission denied" in done.stderr
 
@@ -302,7 +303,12 @@ def test_capabilities_have_their_effect(host: ck.Host, busybox_image: ck.Image) 
 
 def test_seccomp_no_new_privileges_umask_and_signals(host: ck.Host, busybox_image: ck.Image) -> None:
     fields = own_status(host, busybox_image)
-    assert (fields["Seccomp"], fields["Seccomp_filters"], fields["NoNewPrivs"], fields["Umask"]) == ("2", "1", "0", "0022")
+    assert (fields["Seccomp"], fields["Seccomp_filters"], fields["NoNewPrivs"], fields["Umask"]) == (
+        "2",
+        "1",
+        "0",
+        "0022",
+    )
     assert mask(fields, "SigBlk") == 0
     assert mask(fields, "SigIgn") & ~LIBC_SIGNALS == 0
 
@@ -483,7 +489,8 @@ def test_a_timeout_kills_the_whole_tree_daemons_too(host: ck.Host, busybox_image
 def test_a_timeout_ends_what_never_stops_writing(host: ck.Host, busybox_image: ck.Image) -> None:
     with pytest.raises(errors.ProcessTimeout) as caught:
         host.run(busybox_image, ["yes"], timeout=0.3)
-    assert re.fullmatch(rb"(y\n)+y?", caught.value.stdout)
+    assert caught.value.stdout.startswith(b"y\ny\n")
+    assert caught.value.stdout.count(b"y\n") == len(caught.value.stdout) // 2
 
 
 def test_a_timeout_ends_what_does_not_read_its_input(host: ck.Host, busybox_image: ck.Image) -> None:

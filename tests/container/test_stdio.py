@@ -145,7 +145,7 @@ def test_run_with_a_file_and_a_pipe_as_stdin(host: ck.Host, busybox_image: ck.Im
 
 
 def test_either_stdin_or_input(host: ck.Host, busybox_image: ck.Image) -> None:
-    with pytest.raises(errors.InvalidOption, match="^stdin: "):
+    with pytest.raises(errors.InvalidOption, match=r"^stdin: "):
         host.run(busybox_image, ["cat"], stdin=0, input=b"x")
 
 

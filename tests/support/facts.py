@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 
 MISSING = "host lacks: "
 CGROUP2_FILE = "/sys/fs/cgroup/cgroup.controllers"
@@ -32,6 +33,14 @@ def missing_for(marker: str) -> str:
     if marker == "registry" and shutil.which("docker-registry") is None:
         return "the program docker-registry"
     return ""
+
+
+def state_directory() -> str:
+    """Where state roots can be: the usual place for temporary files, unless that is an overlay itself (in a guest)."""
+    from containerkit.linux import mount
+
+    usual = tempfile.gettempdir()
+    return usual if mount.file_system(usual) != mount.OVERLAYFS else "/dev/shm"
 
 
 def container_python() -> str:

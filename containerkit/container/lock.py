@@ -1,0 +1,61 @@
+"""The lock on a container's directory: one start, removal or repair at a time, over all processes and threads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from containerkit.linux.tree import make_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def alone(directory: str) -> Iterator[None]:
+    """Hold the lock; waits for it, and makes the directory where it is missing."""
+    while True:
+        make_directory(directory, 0o710)
+        with _held(directory, fcntl.LOCK_EX) as held:
+            if held:
+                yield
+                return
+
+
+@contextmanager
+def if_alone(directory: str) -> Iterator[bool]:
+    """Hold the lock if nobody does and the directory is there: whether it is held."""
+    with _held(directory, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+        yield held
+
+
+@contextmanager
+def _held(directory: str, operation: int) -> Iterator[bool]:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield _lock(fd, operation) and _same(fd, directory)
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that another thread forked meanwhile holds it, too
+        os.close(fd)
+
+
+def _lock(fd: int, operation: int) -> bool:
+    try:
+        fcntl.flock(fd, operation)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(fd: int, path: str) -> bool:
+    """Whether the directory is still the one that was opened: it may have been removed while this process waited."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
