@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from containerkit.database import Database
 from containerkit.errors import StateError
 
 if TYPE_CHECKING:
@@ -67,25 +68,6 @@ def default_root() -> str:
     return os.path.join(data, "containerkit")
 
 
-class _Held:
-    """A thread's connection, closed when the thread ends. A forked child must not touch its parent's."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-        self.pid = os.getpid()
-
-    def close(self) -> None:
-        if self.pid == os.getpid():
-            self.connection.close()
-        else:
-            _inherited.append(self.connection)
-
-    __del__ = close
-
-
-_inherited: list[sqlite3.Connection] = []
-
-
 class State:
     """One state root. Cheap to make; opens the database on first use, once per thread and process.
 
@@ -95,7 +77,7 @@ class State:
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = os.path.abspath(os.fspath(root)) if root is not None else default_root()
         self._local = threading.local()
-        self._connections: WeakSet[_Held] = WeakSet()
+        self._connections: WeakSet[Database] = WeakSet()
         try:
             for part in ("", "blobs/sha256", "ingest", "layers", "containers", "cache"):
                 os.makedirs(os.path.join(self.root, part), mode=0o711, exist_ok=True)
@@ -110,16 +92,16 @@ class State:
         return os.path.join(self.root, *parts)
 
     @property
-    def database(self) -> sqlite3.Connection:
+    def database(self) -> Database:
         """This thread's connection, in autocommit mode; write inside :meth:`transaction`."""
-        held: _Held | None = getattr(self._local, "held", None)
-        if held is None or held.pid != os.getpid():
-            held = self._local.held = _Held(self._open())
-            self._connections.add(held)
-        return held.connection
+        database: Database | None = getattr(self._local, "database", None)
+        if database is None or database.pid != os.getpid():
+            database = self._local.database = self._open()
+            self._connections.add(database)
+        return database
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[Database]:
         """One write transaction (``BEGIN IMMEDIATE``): all or nothing, one writer at a time."""
         database = self.database
         database.execute("BEGIN IMMEDIATE")
@@ -132,15 +114,15 @@ class State:
 
     def close(self) -> None:
         """Close every connection that this object opened in this process."""
-        for held in list(self._connections):
-            held.close()
+        for database in list(self._connections):
+            database.close()
         self._connections.clear()
         self._local = threading.local()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> Database:
         path = self.path("state.db")
         try:
-            database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            database = Database(path)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
             database.execute("PRAGMA foreign_keys=ON")
@@ -149,7 +131,7 @@ class State:
             raise StateError(f"cannot use the database {path}: {error}") from error
         return database
 
-    def _migrate(self, database: sqlite3.Connection) -> None:
+    def _migrate(self, database: Database) -> None:
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == VERSION:
             return

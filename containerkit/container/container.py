@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from containerkit.container import logs as log_files
+from containerkit.container.lock import alone, if_alone
 from containerkit.container.planning import container_plan, exec_plan, stdin_fd
 from containerkit.container.record import Ended, Record, read_ended, read_running, write_ended
 from containerkit.container.specify import specify_exec
@@ -15,7 +16,7 @@ from containerkit.errors import ContainerNotFound, ContainerNotRunning, Containe
 from containerkit.isolation import cgroup, spawner
 from containerkit.isolation.process import DEVNULL, PIPE, Completed, Process, signal_number
 from containerkit.linux import process
-from containerkit.linux.tree import make_directory, remove_tree
+from containerkit.linux.tree import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -310,7 +311,7 @@ class Container:
         """
         if not os.path.isdir(self.directory) and not self._containers.knows(self.id):
             return
-        with self._alone():  # a start that is under way comes to its end first
+        with alone(self.directory):  # a start that is under way comes to its end first
             self._end(force=force)
             self._sweep()
             self._clear()
@@ -331,7 +332,7 @@ class Container:
 
     def retire(self) -> None:
         """Remove what may be left of it, its owner being dead; whoever else has started it, it ends."""
-        with self._alone():
+        with alone(self.directory):
             self._end(force=True)
             self._sweep()
             self._clear()
@@ -377,13 +378,15 @@ class Container:
         return read_ended(self.directory)
 
     def _reconcile(self) -> None:
-        """Where the keeper was killed: see that nothing of the container is left, and write down that it ended."""
-        running = read_running(self.directory)
-        if running is None or running.keeper_lives():
-            return
-        self._sweep()
-        if read_ended(self.directory) is None:
-            write_ended(self.directory, Ended(_DIED_UNSEEN, 0, time.time_ns()))
+        """Where the keeper was killed: see that nothing of the container is left, and write down that it ended.
+
+        Somebody who starts or removes it at this moment sees to that.
+        """
+        with if_alone(self.directory) as held:
+            running = read_running(self.directory)
+            if held and running is not None and not running.keeper_lives() and read_ended(self.directory) is None:
+                self._sweep()
+                write_ended(self.directory, Ended(_DIED_UNSEEN, 0, time.time_ns()))
 
     def _sweep(self) -> None:
         """End what keepers and starters that were killed have left in its cgroups, and remove these."""
@@ -406,31 +409,11 @@ class Container:
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
-        with self._alone():
+        with alone(self.directory):
             if not self._containers.knows(self.id):
                 remove_tree(self.directory)
                 raise ContainerNotFound(f"container {self.name} has been removed")
             yield
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One start or removal at a time, over all processes and threads."""
-        import fcntl
-
-        while True:
-            make_directory(self.directory, 0o710)
-            try:
-                lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if _same(lock, self.directory):  # else it was removed while this one waited
-                    yield
-                    return
-            finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # a child that another thread forked meanwhile holds it, too
-                os.close(lock)
 
     def _forget_volatile(self) -> None:
         """Take away the mark that a volatile overlay leaves.
@@ -439,13 +422,6 @@ class Container:
         "Volatile mount"). Within one owner's life there was no such crash.
         """
         remove_tree(f"{self.directory}/work/work/incompat")
-
-
-def _same(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _names(directory: str) -> list[str]:

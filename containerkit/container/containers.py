@@ -72,13 +72,15 @@ class Containers:
         try:
             record = make_record(source, self.state.root, command, **options)
         except TypeError as error:
-            raise InvalidOption(str(error).replace("make_record()", "create")) from error
+            raise InvalidOption(
+                str(error).replace("make_record()", "create").replace("parse_limits()", "create")
+            ) from error
         if not record.in_memory and mount.file_system(self.state.path("containers")) == mount.OVERLAYFS:
             record = self._in_memory(record)
         return Container.handle(self, record, stdin)
 
     def _in_memory(self, record: Record) -> Record:
-        """The record for a state root that is itself on an overlay, in another container say: that holds no upper layer.
+        """The record for a state root that is itself on an overlay, in a container say: that holds no upper layer.
 
         A container that ends with its owner then writes to memory, and starts afresh each time.
         """

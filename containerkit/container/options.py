@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from containerkit.container.record import Record
 from containerkit.errors import InvalidOption, Unsupported
@@ -41,12 +41,6 @@ def make_record(
     group_add: Iterable[str | int] = (),
     hostname: str | None = None,
     entrypoint: str | Sequence[str] | None = None,
-    memory: str | int | None = None,
-    memory_swap: str | int | None = None,
-    cpus: float | None = None,
-    cpu_shares: int | None = None,
-    cpuset_cpus: str | None = None,
-    pids_limit: int | None = None,
     network: str = "none",
     read_only: bool = False,
     detach: bool = False,
@@ -56,12 +50,13 @@ def make_record(
     no_new_privileges: bool = False,
     seccomp: bool = True,
     stop_signal: str | int | None = None,
+    **limits: Any,
 ) -> Record:
     """The record of a new container on the host whose state is at ``state_root``.
 
-    ``memory`` takes bytes or Docker's suffixes ("64m"), ``cpus`` CPU seconds a second, ``env`` a mapping or
-    ``KEY=value`` strings. ``entrypoint`` replaces the image's and drops its command. Raises :class:`InvalidOption`
-    that names the option, :class:`Unsupported` for a network that is not there yet.
+    ``limits`` are those of :func:`~containerkit.isolation.limits.parse_limits`: ``memory``, ``cpus``, ``pids_limit`` and
+    their like. ``env`` is a mapping or ``KEY=value`` strings. ``entrypoint`` replaces the image's and drops its command.
+    Raises :class:`InvalidOption` that names the option, :class:`Unsupported` for a network that is not there yet.
     """
     config = image.run
     identity = os.urandom(32).hex()
@@ -79,14 +74,7 @@ def make_record(
         groups=_several("group_add", group_add),
         hostname=_hostname(hostname, identity, network),
         network=_network(network),
-        limits=parse_limits(
-            memory=memory,
-            memory_swap=memory_swap,
-            cpus=cpus,
-            cpu_shares=cpu_shares,
-            cpuset_cpus=cpuset_cpus,
-            pids_limit=pids_limit,
-        ),
+        limits=parse_limits(**limits),
         lowers=image.lowers,
         capabilities=_capabilities(cap_add, cap_drop),
         stop_signal=_stop_signal(stop_signal if stop_signal is not None else config.stop_signal),

@@ -132,7 +132,7 @@ class Images:
                     f"image {name or identity} is needed by {', '.join(user for (user,) in users)}",
                     hint="remove the containers first",
                 )
-            if not database.execute("DELETE FROM images WHERE id = ?", (identity,)).rowcount:
+            if not database.execute("DELETE FROM images WHERE id = ?", (identity,)).changes:
                 raise ImageNotFound(f"image {identity} is no longer here")
         from containerkit.image.sweep import sweep
 

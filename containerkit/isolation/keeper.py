@@ -44,8 +44,8 @@ def keep(plans: _socket.socket, owner: int) -> None:
     theirs.close()
     # The new process holds a copy of the starter's end for a moment, so end of file may come long after its death.
     pidfd = process.pidfd_open(starter)
-    ready, _, _ = select.select([ours, pidfd], [], [])
-    word, fds = messages.receive(ours) if ours in ready else (b"", [])
+    ready = select.select([ours.fileno(), pidfd], [], [])[0]
+    word, fds = messages.receive(ours) if ours.fileno() in ready else (b"", [])
     ours.close()
     os.close(pidfd)
     os.waitpid(starter, 0)

@@ -41,6 +41,8 @@ def main(owner_pid: int) -> None:
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # keepers are reaped by the kernel
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGPIPE):
         _signal.signal(number, _signal.SIG_IGN)
+    for number in (32, 33):  # posix_spawn(3) leaves the C library's own two ignored, for every program to come
+        process.default_signal(number)
     os.chdir("/")
     os.umask(0o022)  # the caller's would decide what a container's users can read
     process.set_name("ck-launcher")

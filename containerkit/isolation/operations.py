@@ -237,6 +237,8 @@ def mask_paths(_: Context, paths: tuple[str, ...]) -> None:
         else:
             _move(mounts.open_tree("", dir_fd=empty), fd)
         os.close(fd)
+    if empty >= 0:
+        os.close(empty)
 
 
 def _move(tree: int, to: int) -> None:

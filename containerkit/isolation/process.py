@@ -43,7 +43,7 @@ _MESSAGE = 1 << 16
 _CHUNK = 1 << 16
 _PIPE_MAX = 1 << 20  # one read(2) of this size empties a pipe, unless root has enlarged it
 _STDERR = 2
-_ENOENT, _EACCES, _ENOEXEC, _ENOTDIR = 2, 13, 8, 20
+_ENOENT, _EACCES, _ENOEXEC, _ENOTDIR, _EXDEV = 2, 13, 8, 20, 18
 
 
 class Completed(NamedTuple):
@@ -160,7 +160,7 @@ class Process:
             return True
         if not _readable(self._reply.fileno(), timeout):
             return False
-        message = self._reply.recv(_MESSAGE)
+        message = self._hear()
         if not message:
             self.exit_code = 137
             self.close()
@@ -174,8 +174,14 @@ class Process:
         """Wait at most ``timeout`` seconds until the keeper has cleaned up behind the process."""
         deadline = time.monotonic() + timeout
         while self._reply.fileno() >= 0 and _readable(self._reply.fileno(), deadline - time.monotonic()):
-            if not self._reply.recv(_MESSAGE):
+            if not self._hear():
                 return
+
+    def _hear(self) -> bytes:
+        try:
+            return self._reply.recv(_MESSAGE)
+        except ConnectionResetError:  # said once, where the keeper left a word of ours unread; its own come after it
+            return self._reply.recv(_MESSAGE)
 
     def send_signal(self, signal: str | int) -> None:
         """Send a signal to the process itself; nothing happens where it is over."""
@@ -405,7 +411,7 @@ def start_error(args: Sequence[str], answer: tuple[str, str, int, str, str]) -> 
             return CommandNotExecutable(text, operation=operation, errno=errno, path=command, hint=hint)
         return StartError(text, operation=operation, errno=errno, path=command)
     if operation in ("make_workdir", "change_directory"):
-        return InvalidWorkdir(
-            f"working directory {path}: {os.strerror(errno)}", operation=operation, errno=errno, path=path
-        )
+        hint = "it leads out of the container" if errno == _EXDEV else ""
+        text = f"working directory {path}: {os.strerror(errno)}"
+        return InvalidWorkdir(text, operation=operation, errno=errno, path=path, hint=hint)
     return StartError(f"start failed at {operation}: {message}", operation=operation, errno=errno, path=path)

@@ -79,9 +79,13 @@ _directories: set[str] = set()  # what goes with this process; every launcher of
 
 
 def _after_fork() -> None:
-    """A lock that another thread held during the fork would never be released in the child."""
-    global _lock  # noqa: PLW0603
+    """A lock that another thread held would never be released in the child, and the launcher is the parent's."""
+    global _lock, _current, _starting  # noqa: PLW0603
     _lock = threading.Lock()
+    for launcher in (_current, _starting):
+        if launcher is not None:
+            launcher.socket.close()
+    _current = _starting = None
     _directories.clear()  # they go with the parent
 
 

@@ -13,6 +13,7 @@ from containerkit.linux.libc import check, libc, machine_number, syscall
 _CLONE3, _PIDFD_OPEN, _PIDFD_SEND_SIGNAL, _CLOSE_RANGE = 435, 434, 424, 436
 _KEYCTL = machine_number(x86_64=250, aarch64=219)
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_RT_SIGACTION = machine_number(x86_64=13, aarch64=134)
 _GETCWD = machine_number(x86_64=79, aarch64=17)
 _PATH_MAX = 4096
 _LAST_FD = 0xFFFFFFFF
@@ -108,6 +109,11 @@ def unreachable_directory() -> bool:
     buffer = ctypes.create_string_buffer(_PATH_MAX)
     check(syscall(_GETCWD, buffer, _PATH_MAX), "getcwd")
     return buffer.value[:1] != b"/"
+
+
+def default_signal(number: int) -> None:
+    """``rt_sigaction(2)`` to ``SIG_DFL``, for the two signals too that the C library keeps to itself (32 and 33)."""
+    check(syscall(_RT_SIGACTION, number, ctypes.create_string_buffer(32), None, 8), "rt_sigaction", str(number))
 
 
 def join_new_session_keyring() -> None:

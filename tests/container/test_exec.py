@@ -36,8 +36,8 @@ def running(host: ck.Host, busybox_image: ck.Image) -> Iterator[ck.Container]:
 def start(host: ck.Host, busybox_image: ck.Image) -> Iterator[Callable[..., ck.Container]]:
     made: list[ck.Container] = []
 
-    def make(**options: Any) -> ck.Container:
-        made.append(host.containers.create(busybox_image, REAPER, **options))
+    def make(command: list[str] = REAPER, **options: Any) -> ck.Container:
+        made.append(host.containers.create(busybox_image, command, **options))
         made[-1].start()
         return made[-1]
 
@@ -105,7 +105,7 @@ def test_no_fd_of_others_leaks_in(running: ck.Container) -> None:
 
 
 def test_it_is_limited_with_the_container(start: Callable[..., ck.Container]) -> None:
-    container = start(memory="24m", pids_limit=12)
+    container = start(["sleep", "1000"], memory="24m", pids_limit=12)
     done = container.exec(["sh", "-c", "while :; do sleep 1000 & echo; done"], timeout=60)
     assert b"can't fork" in done.stderr
     assert len(done.stdout) < 12
@@ -189,6 +189,21 @@ def test_a_timeout_kills_the_exec_and_all_that_it_started_and_nothing_else(runni
     assert caught.value.stdout == b"began\n"
     until(lambda: commands(running) == ["sleep 1111"])
     assert running.status == "running"
+
+
+def test_timeouts_that_race_with_the_end(running: ck.Container) -> None:
+    """Each exec ends by itself about when its time is up: its output is whole, or it timed out; nothing else."""
+
+    def work(number: int) -> bool:
+        try:
+            done = running.exec(["sh", "-c", f"head -c {number} /dev/zero; exit 3"], timeout=0.002 + number % 10 / 1000)
+        except errors.ProcessTimeout:
+            return False
+        return (done.exit_code, len(done.stdout)) == (3, number) or pytest.fail(f"{number}: {done}")
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(work, range(200))) <= {True, False}
+    assert not [name for name in os.listdir(running.cgroup.tracking) if name.startswith("exec-")]
 
 
 def test_kill_of_a_spawned_process_takes_its_children(running: ck.Container) -> None:

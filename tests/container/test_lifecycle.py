@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -447,6 +449,32 @@ def test_of_many_that_want_a_name_one_gets_it(host: ck.Host, create: Callable[..
 
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(attempt, range(16))) == [False] * 15 + [True]
+
+
+FORKS = """
+import os, sys, warnings
+import containerkit as ck
+host = ck.Host(root=sys.argv[1])
+with ck.Container("busybox:1", ["sleep", "1000"], host=host) as container:
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            done = host.run("busybox:1", ["echo", "run"]), container.exec(["echo", "exec"])
+            os._exit([answer.stdout for answer in done] != [b"run\\n", b"exec\\n"])
+        assert os.waitpid(child, 0)[1] == 0
+    assert container.exec(["echo", "mine"]).stdout == b"mine\\n"
+assert host.run("busybox:1", ["echo", "mine"]).stdout == b"mine\\n"
+assert host.containers.list(all=True) == []
+host.close()
+"""
+
+
+def test_forked_children_use_the_same_objects(host: ck.Host, busybox_image: ck.Image) -> None:
+    assert busybox_image.names
+    source = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    command = [sys.executable, "-W", "error", "-c", FORKS, host.root]
+    done = subprocess.run(command, check=False, timeout=60, cwd=source, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_another_host_object_and_another_root(host: ck.Host, create: Callable[..., ck.Container]) -> None:

@@ -429,28 +429,39 @@ def test_pids_hold_a_fork_bomb_which_can_be_removed(host: ck.Host, busybox_image
 
     command = ["sh", "-c", "bomb() { bomb | bomb & }; bomb; while :; do :; done"]
     with ck.Container(busybox_image, command, host=host, pids_limit=32, cpus=0.5) as container:
-        highest = 0
-        deadline = time.monotonic() + 20
-        while highest < 32 and time.monotonic() < deadline:
-            highest = max(highest, container.cgroup.stats().pids)
-        assert highest == 32
+        deadline = time.monotonic() + 30
+        while refused_forks(container) == 0:
+            assert container.cgroup.stats().pids <= 32
+            assert time.monotonic() < deadline
         with pytest.raises(errors.ProcessTimeout):
             host.run(busybox_image, command, pids_limit=32, timeout=0.5)
 
 
+def refused_forks(container: ck.Container) -> int:
+    with open(f"{container.cgroup._directories()['pids']}/pids.events") as file:
+        return int(file.read().split()[1])
+
+
 @pytest.mark.parametrize("cpus", [0.25, 0.5])
 def test_a_cpu_quota_is_held(host: ck.Host, busybox_image: ck.Image, cpus: float) -> None:
-    """Two loops that would take two CPUs. Both clocks are read within one 100 ms period: 4 % of the time measured."""
+    """Two loops that would take two CPUs. On a busy machine they may get less than the quota: then once more."""
     import containerkit as ck
 
     loops = ["sh", "-c", "while :; do :; done & while :; do :; done"]
     with ck.Container(busybox_image, loops, host=host, cpus=cpus) as container:
-        begin, before = time.monotonic(), container.cgroup.stats().cpu_ns
-        time.sleep(2.5)
-        used = container.cgroup.stats().cpu_ns - before
-        taken = used / 1e9 / (time.monotonic() - begin)
+        for _ in range(4):
+            taken = cpus_taken(container, 2.5)
+            assert taken < cpus * 1.1
+            if taken > cpus * 0.9:
+                break
+        assert taken > cpus * 0.9
         assert container.cgroup.stats().throttled_ns > 0
-    assert taken == pytest.approx(cpus, rel=0.1)
+
+
+def cpus_taken(container: ck.Container, seconds: float) -> float:
+    begin, before = time.monotonic(), container.cgroup.stats().cpu_ns
+    time.sleep(seconds)
+    return (container.cgroup.stats().cpu_ns - before) / 1e9 / (time.monotonic() - begin)
 
 
 def test_cpuset(host: ck.Host, busybox_image: ck.Image) -> None:
