@@ -54,9 +54,10 @@ def make_record(
 ) -> Record:
     """The record of a new container on the host whose state is at ``state_root``.
 
-    ``limits`` are those of :func:`~containerkit.isolation.limits.parse_limits`: ``memory``, ``cpus``, ``pids_limit`` and
-    their like. ``env`` is a mapping or ``KEY=value`` strings. ``entrypoint`` replaces the image's and drops its command.
-    Raises :class:`InvalidOption` that names the option, :class:`Unsupported` for a network that is not there yet.
+    ``limits`` are those of :func:`~containerkit.isolation.limits.parse_limits`: ``memory``, ``cpus``, ``pids_limit``
+    and their like. ``env`` is a mapping or ``KEY=value`` strings. ``entrypoint`` replaces the image's and drops its
+    command. Raises :class:`InvalidOption` that names the option, :class:`Unsupported` for a network that is not there
+    yet.
     """
     config = image.run
     identity = os.urandom(32).hex()
