@@ -24,32 +24,40 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside: list[int] = []  # threads; one twice where the collector closes a connection in mid-call
+        self._forking = 0
 
     def __enter__(self) -> Self:
+        me = threading.get_ident()
         with self._changed:
-            self._inside += 1
+            while self._forking and me not in self._inside:
+                self._changed.wait()
+            self._inside.append(me)
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._inside -= 1
+            self._inside.remove(threading.get_ident())
             self._changed.notify_all()
 
     def before_fork(self) -> None:
-        """Wait until nobody is inside, and let nobody in."""
+        """Let nobody in any more, and wait until nobody is inside."""
         self._changed.acquire()
+        self._forking += 1
         while self._inside:
             self._changed.wait()
 
     def after_fork_in_parent(self) -> None:
         """Open again."""
+        self._forking -= 1
+        self._changed.notify_all()
         self._changed.release()
 
     def after_fork_in_child(self) -> None:
         """Open again; the threads that waited are the parent's."""
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside = []
+        self._forking = 0
 
 
 _gate = Gate()

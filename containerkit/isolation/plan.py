@@ -39,9 +39,9 @@ FORMS = {
     # in the new process, in the container's view
     "mount": "mount {0} at {1} with {2} and attributes {3:attributes}",
     "set_attributes": "give the mount at {0} the attributes {1:attributes}",
-    "attach_binds": "attach the held files at {0}",
-    "make_devices": "make devices {0}",
-    "make_symlinks": "make symbolic links {0}",
+    "attach_binds": "attach the held files at {0:names}",
+    "make_devices": "make devices {0:names}",
+    "make_symlinks": "make symbolic links {0:names}",
     "loopback_up": "bring the loopback interface up",
     "set_hostname": "set the host name to {0}",
     "set_sysctl": "set sysctl {0} to {1}",
@@ -57,7 +57,7 @@ FORMS = {
     "no_new_privileges": "set no_new_privs",
     "change_directory": "change to {0}",
     "die_with_keeper": "die when the keeper dies",
-    "execute": "execute {0} with {1} environment variables",
+    "execute": "execute {0} with {1:count} environment variables",
     # after the end, in the keeper
     "remove_cgroup": "remove cgroup {0}",
     "remove_tree": "remove {0}",
@@ -141,21 +141,30 @@ class _Words:
 
     def __format__(self, spec: str) -> str:
         value = self.value
-        if spec == "namespaces" and isinstance(value, int):
-            return namespaces.describe(value)
-        if spec == "attributes" and isinstance(value, int):
-            from containerkit.linux.mount import ATTRIBUTES
-
-            return ",".join(name for name, bit in ATTRIBUTES.items() if value & bit) or "none"
-        if spec == "capabilities" and isinstance(value, int):
-            from containerkit.linux.capabilities import names
-
-            return ", ".join(names(value)) or "none"
+        if isinstance(value, int):
+            return _bits(value, spec)
         if isinstance(value, bytes):
             return f"{len(value)} bytes"
-        if isinstance(value, tuple):
-            return ", ".join(format(_Words(item), "") for item in value) or "nothing"
-        return format(value, spec)
+        if not isinstance(value, tuple):
+            return format(value, spec)
+        if spec == "count":
+            return str(len(value))  # what they hold may be secret
+        told = (str(item[0]) if spec == "names" else format(_Words(item), "") for item in value)
+        return ", ".join(told) or "nothing"
+
+
+def _bits(value: int, spec: str) -> str:
+    if spec == "namespaces":
+        return namespaces.describe(value)
+    if spec == "attributes":
+        from containerkit.linux.mount import ATTRIBUTES
+
+        return ",".join(name for name, bit in ATTRIBUTES.items() if value & bit) or "none"
+    if spec == "capabilities":
+        from containerkit.linux.capabilities import names
+
+        return ", ".join(names(value)) or "none"
+    return format(value, spec)
 
 
 def describe(plan: Plan) -> str:

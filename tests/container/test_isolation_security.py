@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("busybox_image")]
 
 INTERPRETER = os.path.realpath(sys.executable)
+DOCKERS_CAPABILITIES = """
+CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL
+AUDIT_WRITE
+"""
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 RUNC_FIELDS = ("SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 RUNC_FIELDS += ("Uid", "Gid", "Groups", "Umask")
@@ -109,7 +113,10 @@ def test_no_descriptor_leads_the_working_directory_out(
         for number in FDS:
             workdir = way.format(number)
             try:
-                done = container.exec(look, workdir=workdir) if verb == "exec" else host.run(image, look, workdir=workdir)
+                if verb == "exec":
+                    done = container.exec(look, workdir=workdir)
+                else:
+                    done = host.run(image, look, workdir=workdir)
             except ck.InvalidWorkdir:
                 refused += 1
             else:
@@ -234,7 +241,7 @@ print(json.dumps([[found.st_dev, found.st_ino], tries]))
 
 @pytest.mark.parametrize("verb", ["run", "exec"])
 def test_a_command_that_is_the_interpreter_itself_finds_it_read_only(host: ck.Host, visible: str, verb: str) -> None:
-    """``#!/proc/self/exe`` makes the kernel execute the host's interpreter inside; it came through a read-only mount."""
+    """``#!/proc/self/exe`` makes the kernel execute the host's interpreter inside: through a read-only mount."""
     before = interpreter_digest()
     shown = [path for path in ("/root", "/home", "/tmp", "/srv", "/mnt") if INTERPRETER.startswith(f"{path}/")]
     image = ck.host_image(show=shown)
@@ -272,19 +279,18 @@ def test_host_devices_can_be_named_but_not_opened(host: ck.Host) -> None:
 
 
 def test_the_kernels_files_are_read_only_or_masked(host: ck.Host) -> None:
-    for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity"):
-        if os.path.exists(path):
-            assert "Read-only file system" in shell(host, f"echo x > {path}"), path
+    for path in ("sys/kernel/core_pattern", "sys/kernel/hostname", "sysrq-trigger", "irq/default_smp_affinity"):
+        if os.path.exists(f"/proc/{path}"):
+            assert "Read-only file system" in shell(host, f"echo x > /proc/{path}"), path
     for path in ("/sys/kernel/x", "/sys/fs/cgroup/x", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/class/x"):
         assert "can't create" in shell(host, f"echo 1 > {path}"), path
         assert "Read-only" in shell(host, f"mkdir {os.path.dirname(path)}/new"), path
     masked = "/proc/kcore /proc/keys /proc/timer_list /proc/interrupts /proc/latency_stats /proc/sched_debug"
     assert shell(host, f"for f in {masked}; do test -e $f && cat $f; done") == ""
-    assert shell(host, "ls -A /sys/firmware /proc/acpi /proc/scsi /proc/asound /sys/devices/virtual/powercap") \
-        .replace("No such file or directory", "").count("\n") <= 12
-    for path in ("/sys/firmware", "/proc/scsi"):
-        assert shell(host, f"test -d {path} && ls -A {path}") == ""
-    assert shell(host, "touch /sys/firmware/x").count("Read-only") <= 1
+    for path in ("/sys/firmware", "/sys/devices/virtual/powercap", "/proc/scsi", "/proc/acpi", "/proc/asound"):
+        if os.path.isdir(path):
+            assert shell(host, f"ls -A {path}") == "", path
+            assert "Read-only" in shell(host, f"touch {path}/x"), path
 
 
 @pytest.mark.parametrize(
@@ -441,8 +447,7 @@ def test_a_process_starts_with_the_same_status_as_under_runc(
 
 def runc_status(root: str, directory: Path, no_new_privileges: bool, user: str) -> str:
     """/proc/self/status from a container of runc with Docker's capabilities and some filter."""
-    names = "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL"
-    held = [f"CAP_{name}" for name in f"{names} AUDIT_WRITE".split()]
+    held = [f"CAP_{name}" for name in DOCKERS_CAPABILITIES.split()]
     subprocess.run(["runc", "spec"], cwd=directory, check=True)
     config = json.loads((directory / "config.json").read_text())
     config["root"] = {"path": root, "readonly": True}
@@ -472,7 +477,8 @@ os.umask(0o077)
 for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCHLD, signal.SIGRTMIN):
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM, signal.SIGALRM})
-show = ["sh", "-c", "umask; env; cat /proc/self/status /etc/hosts /etc/passwd; ls / >/dev/null && echo seen; mkdir /tmp/x; ls -ld /tmp/x /work"]
+show = "umask; env; cat /proc/self/status /etc/hosts /etc/passwd; ls / >/dev/null && echo seen"
+show = ["sh", "-c", show + "; mkdir /tmp/x; ls -ld /tmp/x /work"]
 def tell(done):
     sys.stdout.write(repr(done.stdout.decode() + done.stderr.decode()).replace(" ", "\\\\x20") + "\\n")
     sys.stdout.flush()
@@ -569,7 +575,7 @@ def test_a_state_directory_behind_a_link_is_hidden_where_it_really_is(session_di
 
 
 def test_writing_to_the_hosts_image_leaves_the_host_as_it_is(host: ck.Host) -> None:
-    before = {name: os.lstat(f"/{name}").st_mtime_ns for name in sorted(os.listdir("/")) if name in ("etc", "usr", "bin")}
+    before = {name: os.lstat(f"/{name}").st_mtime_ns for name in ("etc", "usr", "bin")}
     done = host.run(ck.host_image(), ["sh", "-c", "rm -rf /etc/p* /usr/share/doc; echo x > /bin/cat; touch /usr/x"])
     assert done.exit_code == 0, done.stderr.decode()
     assert {name: os.lstat(f"/{name}").st_mtime_ns for name in before} == before
@@ -679,12 +685,15 @@ def test_a_directory_in_place_of_a_file_of_the_engine_fails_the_start(
         host.run(image, ["true"])
 
 
-@pytest.mark.parametrize("target", ["{canary}", "/proc/self/root", "/proc/1/cwd", "../../../..{canary}", "/proc/self/fd/3"])
+@pytest.mark.parametrize(
+    "target", ["{canary}", "/proc/self/root", "/proc/1/cwd", "../../../..{canary}", "/proc/self/fd/3"]
+)
 def test_a_link_in_place_of_etc_stays_inside(
     host: ck.Host, small_root: str, tmp_path: Path, canary: str, target: str
 ) -> None:
     goal = target.format(canary=canary)
-    image = altered(host, small_root, tmp_path / "root", lambda root: _replace(root, "etc", lambda at: os.symlink(goal, at)))
+    change = lambda root: _replace(root, "etc", lambda at: os.symlink(goal, at))  # noqa: E731
+    image = altered(host, small_root, tmp_path / "root", change)
     with contextlib.suppress(ck.StartError):
         done = host.run(image, ["sh", "-c", "cat /etc/passwd /etc/group"])
         assert b"evil" not in done.stdout
@@ -761,7 +770,10 @@ def test_a_device_node_in_an_image_cannot_be_opened(host: ck.Host, small_root: s
 
 def test_a_killed_container_signals_only_its_own(host: ck.Host) -> None:
     """``kill -1`` as root inside: everybody there, nobody outside."""
-    with subprocess.Popen(["sleep", "1000"]) as bystander, ck.Container("busybox:1", ["sleep", "1000"], host=host) as one:
+    with (
+        subprocess.Popen(["sleep", "1000"]) as bystander,
+        ck.Container("busybox:1", ["sleep", "1000"], host=host) as one,
+    ):
         with ck.Container("busybox:1", ["sleep", "1000"], host=host) as other:
             done = other.exec(["sh", "-c", "kill -KILL -1; echo done"])
             assert done.exit_code in (0, 128 + signal.SIGKILL)

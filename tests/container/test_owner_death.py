@@ -146,7 +146,7 @@ def test_the_name_of_a_dead_owners_container_is_free(host: ck.Host) -> None:
 
 
 def test_what_a_dead_owner_started_is_not_taken_for_another_process_with_its_pid(host: ck.Host) -> None:
-    """The owner is a pid and its start time: this very process is alive, but it is not the one that was written down."""
+    """The owner is a pid and its start time: this very process lives, but is not the one that was written down."""
     container = host.containers.create("busybox:1", ["true"])
     pid, started = container.record.owner
     assert pid == os.getpid()
