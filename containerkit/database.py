@@ -1,9 +1,10 @@
 """SQLite, as a library in other people's processes must use it: from any thread, and across ``fork``.
 
-SQLite keeps process-wide mutexes. A fork while another thread holds one leaves it locked in the child for ever, and a
-child must not touch a connection of its parent's at all (sqlite.org, "How To Corrupt An SQLite Database File", 2.6). So
-every call goes through :class:`Gate`, which a fork closes until no thread is inside, and a connection knows its
-process.
+SQLite keeps process-wide mutexes, and tables of the locks that this process holds on each file. A fork while another
+thread is inside leaves the child with locks that nobody will release, and believing in others that it has not got
+(sqlite.org, "How To Corrupt An SQLite Database File", 2.6 and 2.2). So every call and every transaction goes through
+:class:`Gate`: a fork waits until no thread is inside, and closes every connection. Both sides open theirs again when
+they need them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,17 +23,22 @@ BUSY_SECONDS = 30.0
 
 
 class Gate:
-    """Counts the threads inside SQLite; holds back a fork while there are any."""
+    """Counts the threads inside SQLite; holds back a fork while there are any, and those that come during one."""
 
     def __init__(self) -> None:
+        self.connections: WeakSet[Database] = WeakSet()
+        self._open()
+
+    def _open(self) -> None:
         self._changed = threading.Condition()
-        self._inside: list[int] = []  # threads; one twice where the collector closes a connection in mid-call
+        self._inside: list[int] = []  # threads, once for each call or transaction
         self._forking = 0
+        self._forker = 0
 
     def __enter__(self) -> Self:
         me = threading.get_ident()
         with self._changed:
-            while self._forking and me not in self._inside:
+            while self._forking and me not in (*self._inside, self._forker):
                 self._changed.wait()
             self._inside.append(me)
         return self
@@ -41,32 +49,32 @@ class Gate:
             self._changed.notify_all()
 
     def before_fork(self) -> None:
-        """Let nobody in any more, and wait until nobody is inside."""
+        """Let nobody in any more, wait until nobody is inside, close every connection."""
+        me = threading.get_ident()
         self._changed.acquire()
         self._forking += 1
-        while self._inside:
+        while any(thread != me for thread in self._inside):
             self._changed.wait()
+        self._forker = me  # the collector may come to close a connection now
+        for database in list(self.connections):
+            database.rest()
 
     def after_fork_in_parent(self) -> None:
         """Open again."""
+        self._forker = 0
         self._forking -= 1
         self._changed.notify_all()
         self._changed.release()
 
     def after_fork_in_child(self) -> None:
         """Open again; the threads that waited are the parent's."""
-        self._changed = threading.Condition()
-        self._inside = []
-        self._forking = 0
+        self._open()
 
 
 _gate = Gate()
 os.register_at_fork(
     before=_gate.before_fork, after_in_parent=_gate.after_fork_in_parent, after_in_child=_gate.after_fork_in_child
 )
-
-_inherited: list[sqlite3.Connection] = []
-"""Connections of the parent, kept so that the child never closes one."""
 
 
 class Rows:
@@ -91,30 +99,55 @@ class Rows:
 class Database:
     """One connection to one file, in autocommit mode. For one thread at a time; closed when it is collected."""
 
-    def __init__(self, path: str) -> None:
-        """Open ``path``. Raises :class:`sqlite3.Error`."""
-        self.pid = os.getpid()
+    def __init__(self, path: str, *settings: str) -> None:
+        """Open ``path``; ``settings`` are pragmas for every connection. Raises :class:`sqlite3.Error`."""
+        self._path = path
+        self._settings = settings
+        self._connection: sqlite3.Connection | None = None
         with _gate:
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            _gate.connections.add(self)
+            self._connected()
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> Rows:
         """Run one statement to its end. Raises :class:`sqlite3.Error`."""
         with _gate:
-            cursor = self._connection.execute(statement, parameters)
+            cursor = self._connected().execute(statement, parameters)
             try:
                 return Rows(cursor.fetchall(), cursor.rowcount)
             finally:
                 cursor.close()
 
-    def close(self) -> None:
-        """Close the connection, unless it is the parent's."""
-        if self.pid != os.getpid():
-            _inherited.append(self._connection)
-            return
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """``BEGIN IMMEDIATE``, then ``COMMIT``, or ``ROLLBACK`` after an exception. No fork happens meanwhile."""
         with _gate:
+            self.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.execute("ROLLBACK")
+                raise
+            self.execute("COMMIT")
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = sqlite3.connect(
+                self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            for setting in self._settings:
+                self._connection.execute(f"PRAGMA {setting}").close()
+        return self._connection
+
+    def rest(self) -> None:
+        """Close the connection until it is needed again; not in the middle of a transaction."""
+        if self._connection is not None and not self._connection.in_transaction:
             self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Close the connection; the next statement would open it again."""
+        with _gate:
+            self.rest()
 
     def __del__(self) -> None:
         if hasattr(self, "_connection"):

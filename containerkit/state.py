@@ -95,7 +95,7 @@ class State:
     def database(self) -> Database:
         """This thread's connection, in autocommit mode; write inside :meth:`transaction`."""
         database: Database | None = getattr(self._local, "database", None)
-        if database is None or database.pid != os.getpid():
+        if database is None:
             database = self._local.database = self._open()
             self._connections.add(database)
         return database
@@ -103,14 +103,8 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[Database]:
         """One write transaction (``BEGIN IMMEDIATE``): all or nothing, one writer at a time."""
-        database = self.database
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield database
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
+        with self.database.transaction():
+            yield self.database
 
     def close(self) -> None:
         """Close every connection that this object opened in this process."""
@@ -122,10 +116,7 @@ class State:
     def _open(self) -> Database:
         path = self.path("state.db")
         try:
-            database = Database(path)
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=NORMAL")
-            database.execute("PRAGMA foreign_keys=ON")
+            database = Database(path, "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON")
             self._migrate(database)
         except sqlite3.Error as error:
             raise StateError(f"cannot use the database {path}: {error}") from error
@@ -139,9 +130,8 @@ class State:
             raise StateError(
                 f"{self.root} was written by a newer containerkit (schema {version}, this one knows {VERSION})"
             )
-        database.execute("BEGIN IMMEDIATE")
-        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
-            for statement in SCHEMA.split(";"):
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version={VERSION}")
-        database.execute("COMMIT")
+        with database.transaction():
+            if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in SCHEMA.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version={VERSION}")

@@ -185,9 +185,17 @@ class Container:
         Raises :class:`StartError` and its kin (:class:`CommandNotFound`, :class:`CommandNotExecutable`,
         :class:`UserNotFound`, :class:`InvalidWorkdir`), :class:`ContainerRunning`, :class:`Unsupported`.
         """
-        with self._starting():
-            if not self._record.detached:
-                spawner.remove_with_owner(self.directory)
+        # Before its directory is made, so that it goes in every case.
+        ours = not self._record.detached and spawner.remove_with_owner(self.directory)
+        try:
+            self._start()
+        except (ContainerRunning, ContainerNotFound):
+            if ours:  # somebody else runs it, or has removed it
+                spawner.keep_from_owner(self.directory)
+            raise
+
+    def _start(self) -> None:
+        with self._starting() as lock:
             running = read_running(self.directory)
             if running is not None and running.keeper_lives():
                 if read_ended(self.directory) is None:
@@ -199,7 +207,7 @@ class Container:
             self._close_stdin()
             stdin, close = stdin_fd(self._stdin_source)
             try:
-                started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL)
+                started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL, lock)
             finally:
                 if close:
                     os.close(stdin)
@@ -408,12 +416,12 @@ class Container:
         raise ContainerNotRunning(f"container {self.name} is not running", hint=f"it is {self.status}")
 
     @contextmanager
-    def _starting(self) -> Iterator[None]:
-        with alone(self.directory):
+    def _starting(self) -> Iterator[int]:
+        with alone(self.directory) as lock:
             if not self._containers.knows(self.id):
                 remove_tree(self.directory)
                 raise ContainerNotFound(f"container {self.name} has been removed")
-            yield
+            yield lock
 
     def _forget_volatile(self) -> None:
         """Take away the mark that a volatile overlay leaves.

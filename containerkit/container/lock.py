@@ -14,32 +14,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def alone(directory: str) -> Iterator[None]:
-    """Hold the lock; waits for it, and makes the directory where it is missing."""
+def alone(directory: str) -> Iterator[int]:
+    """Hold the lock; waits for it, and makes the directory where it is missing.
+
+    Gives the fd that holds it: handed to a starter, it keeps the lock until the start is over, even if the caller dies.
+    """
     while True:
         make_directory(directory, 0o710)
-        with _held(directory, fcntl.LOCK_EX) as held:
-            if held:
-                yield
+        with _held(directory, fcntl.LOCK_EX) as fd:
+            if fd >= 0:
+                yield fd
                 return
 
 
 @contextmanager
 def if_alone(directory: str) -> Iterator[bool]:
     """Hold the lock if nobody does and the directory is there: whether it is held."""
-    with _held(directory, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-        yield held
+    with _held(directory, fcntl.LOCK_EX | fcntl.LOCK_NB) as fd:
+        yield fd >= 0
 
 
 @contextmanager
-def _held(directory: str, operation: int) -> Iterator[bool]:
+def _held(directory: str, operation: int) -> Iterator[int]:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        yield False
+        yield -1
         return
     try:
-        yield _lock(fd, operation) and _same(fd, directory)
+        yield fd if _lock(fd, operation) and _same(fd, directory) else -1
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)  # a child that another thread forked meanwhile holds it, too
         os.close(fd)

@@ -43,6 +43,7 @@ def main(owner_pid: int) -> None:
         _signal.signal(number, _signal.SIG_IGN)
     for number in (32, 33):  # posix_spawn(3) leaves the C library's own two ignored, for every program to come
         process.default_signal(number)
+    accept_oom_killer()
     os.chdir("/")
     os.umask(0o022)  # the caller's would decide what a container's users can read
     process.set_name("ck-launcher")
@@ -53,6 +54,15 @@ def main(owner_pid: int) -> None:
     control.send(b"%d" % os.getpid())
     os.dup2(0, 2)  # until here complaints went to the library; 0 is /dev/null
     serve(control, owner)
+
+
+def accept_oom_killer() -> None:
+    """A caller that the kernel shall spare does not make its containers untouchable at their own memory limits."""
+    with open("/proc/self/oom_score_adj") as file:
+        spared = int(file.read()) < 0
+    if spared:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("0")
 
 
 def serve(control: _socket.socket, owner: int) -> None:
@@ -140,17 +150,19 @@ def make_spare(control: _socket.socket, owner: int) -> _socket.socket:
 
 def end(directories: set[str]) -> None:
     """The owner is gone: when the keepers have ended their containers, remove what stopped containers left."""
-    deadline = time.monotonic() + _KEEPERS_END
     for directory in directories:
+        deadline = time.monotonic() + _KEEPERS_END
         while lives(directory, _KEEPER) and time.monotonic() < deadline:
             time.sleep(0.005)
         if pid := lives(directory, _FIRST):  # its keeper was killed, and it has waived the parent-death signal
             os.kill(pid, process.SIGKILL)
-        while os.path.lexists(directory) and time.monotonic() < deadline:
+        while os.path.lexists(directory):
             try:
                 remove_tree(directory)
-            except OSError:
-                time.sleep(0.005)  # a start that was under way still makes files there, and will remove them, too
+            except OSError:  # a start that was under way still makes files there, and will remove them, too
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.005)
 
 
 def lives(directory: str, role: int) -> int:

@@ -157,10 +157,15 @@ def _send(word: bytes, fds: tuple[int, ...] = ()) -> None:
         get().send(word, fds)
 
 
-def remove_with_owner(directory: str) -> None:
-    """Have ``directory`` removed when this process ends, however it ends. Raises what :func:`launch` raises."""
+def remove_with_owner(directory: str) -> bool:
+    """Have ``directory`` removed when this process ends, however it ends: whether that is new.
+
+    Raises what :func:`launch` raises.
+    """
+    new = directory not in _directories
     _directories.add(directory)
     _send(b"+" + os.fsencode(directory))
+    return new
 
 
 def keep_from_owner(directory: str) -> None:

@@ -109,7 +109,7 @@ def start(
         raise StartFailed(_failure("clone3", error)) from error
     if pid == 0:
         _become(plan, fds, status)
-    for fd in (*fds, status):
+    for fd in (*fds[:3], status):  # what came beside them, a lock or a pidfd, lasts until this process ends
         os.close(fd)
     try:
         _await_exec(proof)
@@ -119,6 +119,8 @@ def start(
         messages.send(reply, marshal.dumps(("started", pid)), (pidfd,))
     except BaseException:  # or the library went away meanwhile: a start that it never learnt of is none
         kill_all(plan, pidfd)
+        if plan.directory:
+            remove_tree(f"{plan.directory}/state")
         raise
     return (pid, kills, plan.with_owner), [pidfd, *kept]
 
@@ -148,6 +150,7 @@ def _become(plan: Plan, fds: list[int], status: int) -> NoReturn:
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
             _signal.signal(number, _signal.SIG_DFL)  # what is ignored here would stay ignored across the exec
         # An open directory of the host would be a way out: a link in the image may lead to /proc/self/fd/N.
+        fds = fds if plan.setns_pid else fds[:3]
         process.close_others((*fds, status))
         context = Context(fds)
         for operation in plan.inside:

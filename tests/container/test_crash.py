@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,25 @@ rest()
         assert owners.containers(host.root) == [identity]
         owner.kill()
         owners.expect_nothing(host.root, owner=owner.pid, identities=[identity])
+    assert host.containers.list(all=True) == []
+
+
+def test_what_the_launcher_has_not_read_yet_when_its_owner_dies_is_heard_all_the_same(host: ck.Host) -> None:
+    script = """
+host.run("busybox:1", ["true"])
+container = host.containers.create("busybox:1", ["sleep", "1000"])
+os.kill(spawner.get().pid, signal.SIGSTOP)
+threading.Thread(target=container.start).start()
+while not os.path.isdir(container.directory):
+    time.sleep(0.001)
+say(spawner.get().pid)
+rest()
+"""
+    with Owner(host.root, script) as owner:
+        [launcher] = owner.words()
+        owner.kill()
+        os.kill(int(launcher), signal.SIGCONT)
+        owners.expect_nothing(host.root, owner=owner.pid)
     assert host.containers.list(all=True) == []
 
 
@@ -333,17 +353,53 @@ def test_a_forced_removal_waits_for_the_start_under_way(halted: Halted, host: ck
     assert owners.cgroups(halted.container.id) == []
 
 
+def test_a_start_that_is_interrupted_is_none(host: ck.Host) -> None:
+    script = """
+from containerkit.isolation import cgroup
+host.run("busybox:1", ["true"])
+container = host.containers.create("busybox:1", ["sleep", "1000"])
+os.makedirs(container.cgroup.tracking)
+container.cgroup.freeze()
+def tell():
+    while not container.cgroup.processes():
+        time.sleep(0.001)
+    say(*container.cgroup.processes())
+threading.Thread(target=tell).start()
+try:
+    container.start()
+except KeyboardInterrupt:
+    container.cgroup.thaw()
+    say("interrupted")
+rest()
+while container.cgroup.exists():
+    time.sleep(0.001)
+say(container.status)
+container.remove()
+say(host.run("busybox:1", ["echo", "next"]).stdout.decode())
+"""
+    if not cgroup.detect().unified:
+        facts.skip("a cgroup v2 tree to be born in")
+    with Owner(host.root, script) as owner:
+        [born] = owner.words()
+        os.kill(owner.pid, signal.SIGINT)
+        assert owner.words() == ["interrupted"]
+        owners.eventually(lambda: not owners.alive([int(born)]), "the process")
+        owner.go_on()
+        assert owner.words() == ["created"]
+        assert owner.words() == ["next"]
+
+
 @pytest.mark.parametrize("verb", ["start", "run"])
 @pytest.mark.parametrize("also", ["owner", "launcher", "starter"])
 def test_an_owner_that_dies_in_the_middle_of_a_start(host: ck.Host, verb: str, also: str) -> None:
     if not cgroup.detect().unified:
         facts.skip("a cgroup v2 tree to be born in")
+    identity = os.urandom(32).hex()
     script = f"""
 from containerkit.isolation import cgroup
-draws = os.urandom
 host.run("busybox:1", ["true"])
-os.urandom = lambda size: b"\\7" * size
-group = cgroup.Cgroup(cgroup.detect(), "07" * 32)
+os.urandom = lambda size: bytes.fromhex({identity!r})[:size]
+group = cgroup.Cgroup(cgroup.detect(), {identity!r})
 os.makedirs(group.tracking)
 group.freeze()
 if {verb!r} == "start":
@@ -357,7 +413,7 @@ while not group.processes():
 say(group.processes()[0], spawner.get().pid)
 rest()
 """
-    group = cgroup.Cgroup(cgroup.detect(), "07" * 32)
+    group = cgroup.Cgroup(cgroup.detect(), identity)
     with Owner(host.root, script) as owner:
         born, launcher = map(int, owner.words())
         keeper = _parent(born)
@@ -370,7 +426,7 @@ rest()
         owners.eventually(lambda: not owners.alive([born, keeper, starter, launcher]), "processes")
         if also == "starter":
             assert host.containers.list(all=True) == []  # two were killed: the next look cleans up
-        owners.expect_nothing(host.root, owner=owner.pid, identities=["07" * 32])
+        owners.expect_nothing(host.root, owner=owner.pid, identities=[identity])
     assert host.containers.list(all=True) == []
 
 

@@ -139,10 +139,17 @@ rest()
     container.remove()
 
 
+READY = """
+def rest(rest=rest):
+    say("ready")
+    rest()
+"""
+
+
 def race(host: ck.Host, scripts: list[str]) -> list[list[str]]:
-    """Let processes go at the same moment; what they say, sorted."""
+    """Let processes go at the same moment, that of their first rest; what they say, sorted."""
     with ExitStack() as stack:
-        runners = [stack.enter_context(Owner(host.root, "say('ready')\n" + script)) for script in scripts]
+        runners = [stack.enter_context(Owner(host.root, READY + script)) for script in scripts]
         for runner in runners:
             runner.words()
         for runner in runners:

@@ -275,6 +275,9 @@ def test_host_devices_can_be_named_but_not_opened(host: ck.Host) -> None:
     for kind, numbers in (("b", disk), ("c", "1 1"), ("c", "1 11"), ("c", "10 229"), ("c", "10 200")):
         said = shell(host, f"mknod /d {kind} {numbers} && head -c 1 /d; head -c 1 </d; echo x >/d")
         assert said.count("Operation not permitted") == 3, said
+    with ck.Container("busybox:1", ["sleep", "1000"], host=host) as container:
+        said = container.exec(["sh", "-c", f"mknod /d b {disk}; head -c 1 /d"]).stderr.decode()
+        assert "Operation not permitted" in said
     assert shell(host, "head -c 3 /dev/zero | wc -c; mknod /n c 1 3 && echo x >/n && echo fine") == "3\nfine\n"
 
 
@@ -504,6 +507,22 @@ def test_nothing_of_a_peculiar_owner_rubs_off(host: ck.Host) -> None:
             assert status["Groups"] == "100 1000"
             assert {status[name] for name in ("SigBlk", "SigIgn", "SigCgt")} == {"0" * 16}
         assert owner.ended() == 0
+
+
+def test_an_owner_that_the_kernel_shall_spare_does_not_make_its_containers_untouchable(host: ck.Host) -> None:
+    script = """
+try:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-500")
+except PermissionError:
+    say("forbidden")
+say(host.run("busybox:1", ["cat", "/proc/self/oom_score_adj"]).stdout.decode())
+"""
+    with Owner(host.root, script) as owner:
+        said = owner.words()
+        if said == ["forbidden"]:
+            facts.skip("CAP_SYS_RESOURCE")
+        assert said == ["0"]
 
 
 def test_the_environment_is_what_docker_gives(host: ck.Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -469,6 +469,48 @@ host.close()
 """
 
 
+FORKS_BESIDE_THREADS = """
+import os, signal, sys, threading, time
+import containerkit as ck
+host = ck.Host(root=sys.argv[1])
+over = threading.Event()
+
+def work():
+    while not over.is_set():
+        host.containers.create("busybox:1", ["true"]).remove()
+        with host.state.transaction():
+            time.sleep(0.002)
+
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+codes = set()
+for _ in range(50):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        host.containers.create("busybox:1", ["true"]).remove()
+        os._exit(0)
+    codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    if codes != {0}:
+        break
+over.set()
+for thread in threads:
+    thread.join()
+assert codes == {0}, codes
+host.close()
+"""
+
+
+def test_forks_while_threads_write_to_the_database(host: ck.Host, busybox_image: ck.Image) -> None:
+    """What SQLite knows of its locks is copied by a fork: a child must not wait for threads that it has not got."""
+    assert busybox_image.names
+    source = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    command = [sys.executable, "-c", FORKS_BESIDE_THREADS, host.root]
+    done = subprocess.run(command, check=False, timeout=120, cwd=source, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_forked_children_use_the_same_objects(host: ck.Host, busybox_image: ck.Image) -> None:
     assert busybox_image.names
     source = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))

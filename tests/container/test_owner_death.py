@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 
+import containerkit as ck
 from support import owners
 from support.owners import Owner
-
-if TYPE_CHECKING:
-    import containerkit as ck
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("busybox_image")]
 
@@ -132,6 +129,22 @@ def test_a_process_that_started_another_ones_container_does_not_keep_it(host: ck
         owners.expect_nothing(host.root, pids=[int(pid)], identities=[identity])
         other.go_on()
         assert other.ended() == 0
+
+
+def test_a_process_that_failed_to_start_a_running_container_leaves_it_alone_at_its_end(host: ck.Host) -> None:
+    with ck.Container("busybox:1", ["sleep", "1000"], host=host) as container:
+        script = f"""
+try:
+    host.containers.get({container.id!r}).start()
+except ck.ContainerRunning:
+    say("running")
+"""
+        with Owner(host.root, script) as other:
+            assert other.words() == ["running"]
+            assert other.ended() == 0
+            owners.eventually(lambda: not owners.family(other.pid), "its launcher")
+        assert container.status == "running"
+        assert container.exec(["echo", "hi"]).stdout == b"hi\n"
 
 
 def test_the_name_of_a_dead_owners_container_is_free(host: ck.Host) -> None:

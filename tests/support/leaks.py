@@ -163,7 +163,7 @@ def _ours(processes: list[Process], mark: str) -> set[int]:
         keeper = LAUNCHER in command and str(me).encode() in command.split(b"\0")
         if keeper or process.parent in ours or mark.encode() in _traces(process.pid):
             ours.add(process.pid)
-    return ours - {me, helper} - _reserve(processes, helper)
+    return ours - {me, helper} - _reserve(_processes(), helper)  # its older half may be no new process
 
 
 def _reserve(processes: list[Process], helper: int) -> set[int]:
