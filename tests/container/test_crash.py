@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import threading
 import time
@@ -39,11 +40,19 @@ def keeper_of(container: ck.Container) -> int:
 # --- the launcher
 
 
+def lose_launcher() -> int:
+    """Kill this process's launcher and wait until the last copy of its socket is closed; the pid."""
+    launcher = spawner.get()
+    owners.kill(launcher.pid)
+    poll = select.poll()
+    poll.register(launcher.socket, 0)  # a hangup is always told
+    assert poll.poll(owners.PATIENCE * 1000)
+    return launcher.pid
+
+
 def test_containers_go_on_without_the_launcher_and_the_next_start_brings_up_a_new_one(host: ck.Host) -> None:
     with ck.Container("busybox:1", ["sleep", "1000"], host=host) as first:
-        lost = spawner.get().pid
-        owners.kill(lost)
-        owners.eventually(lambda: not owners.alive([lost]), "the launcher")
+        lost = lose_launcher()
         assert first.status == "running"
         with ck.Container("busybox:1", ["sleep", "1000"], host=host) as second:
             assert spawner.get().pid != lost
@@ -57,9 +66,7 @@ def test_containers_go_on_without_the_launcher_and_the_next_start_brings_up_a_ne
 def test_every_verb_works_right_after_the_launcher_was_killed(host: ck.Host, verb: str) -> None:
     created = host.containers.create("busybox:1", ["sleep", "1000"])
     with ck.Container("busybox:1", ["sleep", "1000"], host=host) as running:
-        lost = spawner.get().pid
-        owners.kill(lost)
-        owners.eventually(lambda: not owners.alive([lost]), "the launcher")
+        lose_launcher()
         verbs: dict[str, Callable[[], Any]] = {
             "run": lambda: host.run("busybox:1", ["true"]),
             "exec": lambda: running.exec(["true"]),
@@ -74,9 +81,7 @@ def test_every_verb_works_right_after_the_launcher_was_killed(host: ck.Host, ver
 
 def test_many_threads_that_lose_the_launcher_together_share_one_new_one(host: ck.Host) -> None:
     host.run("busybox:1", ["true"])
-    lost = spawner.get().pid
-    owners.kill(lost)
-    owners.eventually(lambda: not owners.alive([lost]), "the launcher")
+    lose_launcher()
     codes: list[int] = []
     threads = [
         threading.Thread(target=lambda: codes.append(host.run("busybox:1", ["sh", "-c", "exit 7"]).exit_code))
@@ -96,10 +101,11 @@ stopped = host.containers.create("busybox:1", ["true"])
 stopped.start()
 stopped.wait()
 import select
-lost = spawner.get().pid
-pidfd = os.pidfd_open(lost)
-os.kill(lost, signal.SIGKILL)
-select.select([pidfd], [], [])
+launcher = spawner.get()
+os.kill(launcher.pid, signal.SIGKILL)
+poll = select.poll()
+poll.register(launcher.socket, 0)
+poll.poll()
 host.run("busybox:1", ["true"])
 say(stopped.id)
 rest()
