@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
@@ -77,6 +78,22 @@ os.register_at_fork(
 )
 
 
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Execute; a change of the journal mode answers "locked" at once where another process is at it, too."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(statement).close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
+        else:
+            return
+
+
 class Rows:
     """The rows of a statement, all of them, read before the gate was left; ``changes``, how many rows it changed."""
 
@@ -135,7 +152,7 @@ class Database:
                 self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             for setting in self._settings:
-                self._connection.execute(f"PRAGMA {setting}").close()
+                _patiently(self._connection, f"PRAGMA {setting}")
         return self._connection
 
     def rest(self) -> None:

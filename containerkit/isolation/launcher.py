@@ -141,6 +141,7 @@ def make_spare(control: _socket.socket, owner: int) -> _socket.socket:
             process.set_name("ck-keeper")
             control.close()
             ours.close()
+            process.close_others((theirs.fileno(), owner))  # the start that it is forked for may have been received
             keep(theirs, owner)
         finally:
             os._exit(0)

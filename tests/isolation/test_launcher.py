@@ -201,6 +201,32 @@ def test_a_process_has_its_stdio_and_nothing_else() -> None:
     assert run(execute("ls", "/proc/self/fd")) == b"0\n1\n2\n3\n"
 
 
+def test_a_keeper_holds_nothing_of_a_start_but_what_it_needs() -> None:
+    """Of many at once some are forked when their start is there already, and its fds with it."""
+    running: list[Process] = []
+
+    def start() -> None:
+        running.append(Process(make_plan(execute("sleep", "1000")), ("sleep",), PIPE, PIPE, PIPE))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for process in running:
+        with open(f"/proc/{process.pid}/stat") as file:
+            keeper = int(file.read().rpartition(")")[2].split()[1])
+
+        def held(keeper: int = keeper) -> list[str]:
+            fds = [f"/proc/{keeper}/fd/{name}" for name in os.listdir(f"/proc/{keeper}/fd") if int(name) > 2]
+            return sorted(os.readlink(fd).partition(":")[0] for fd in fds)
+
+        # the plan, the reply, and pidfds of the owner and of the process
+        owners.eventually(lambda: held() == ["/memfd", "anon_inode", "anon_inode", "socket"], f"fds {held()}")
+        process.kill()
+        process.communicate()
+
+
 def test_a_large_plan_arrives_whole() -> None:
     words = tuple(str(number) for number in range(30000))
     assert run(execute("echo", *words)).split() == [word.encode() for word in words]
