@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VERSION = 1
+_PRIVATE = 0o700
 
 SCHEMA = """
 CREATE TABLE images (
@@ -79,8 +80,9 @@ class State:
         self._local = threading.local()
         self._connections: WeakSet[Database] = WeakSet()
         try:
-            for part in ("", "blobs/sha256", "ingest", "layers", "containers", "cache"):
-                os.makedirs(os.path.join(self.root, part), mode=0o711, exist_ok=True)
+            os.makedirs(self.root, mode=_PRIVATE, exist_ok=True)
+            for part in ("blobs", "blobs/sha256", "ingest", "layers", "containers", "cache"):
+                _make_private(os.path.join(self.root, part))
         except OSError as error:
             raise StateError(
                 f"cannot use {self.root} as the state root: {error.strerror}",
@@ -118,6 +120,8 @@ class State:
         try:
             database = Database(path, "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON")
             self._migrate(database)
+            for name in (path, f"{path}-wal", f"{path}-shm"):
+                _close_to_others(name)  # by name: a descriptor's close would drop SQLite's locks
         except sqlite3.Error as error:
             raise StateError(f"cannot use the database {path}: {error}") from error
         return database
@@ -135,3 +139,25 @@ class State:
                 for statement in SCHEMA.split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _make_private(path: str) -> None:
+    """A directory for its owner alone.
+
+    The layers of images hold setuid programs, containers' records hold secrets: neither is for the host's other users.
+    """
+    try:
+        os.mkdir(path, _PRIVATE)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+        _close_to_others(path)
+
+
+def _close_to_others(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if mode & 0o077:
+        os.chmod(path, mode & 0o700)

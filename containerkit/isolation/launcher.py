@@ -25,7 +25,7 @@ from containerkit.linux import process
 from containerkit.linux.tree import remove_tree
 
 _CONTROL_FD = 3
-_SPARE_AFTER_MS = 4  # the next keeper is forked when the start under way no longer needs the CPU
+_SPARE_AFTER_MS = 12  # the next keeper is forked when the start or exec under way no longer needs the CPU
 _FIRST, _KEEPER = 0, 2  # where in the file "state" they stand: pid, start time
 _KEEPERS_END = 10.0  # seconds for the keepers to end their containers after the owner's end
 

@@ -593,6 +593,28 @@ def test_a_state_directory_behind_a_link_is_hidden_where_it_really_is(session_di
         shutil.rmtree(real)
 
 
+def test_other_users_of_the_host_reach_neither_images_nor_records(session_directory: str, busybox_root: str) -> None:
+    """The class of CVE-2021-41091: a setuid program of an image, executed by a user of the host."""
+    root = f"{session_directory}/open to all"
+    os.mkdir(root)
+    os.chmod(root, 0o755)  # noqa: S103 - what a user may have chosen
+    os.makedirs(f"{root}/layers", mode=0o755)
+    try:
+        with contextlib.closing(ck.Host(root=root)) as shared:
+            image = shared.images.import_rootfs(busybox_root, tag="busybox:1")
+            with ck.Container(image, ["sleep", "1000"], host=shared, user="alice", env={"KEY": "secret"}) as container:
+                paths = [f"{image.lowers[0]}/bin/busybox", f"{container.directory}/upper", f"{root}/state.db"]
+                paths += [f"{root}/state.db-wal", f"{root}/blobs/sha256"]
+                assert all(map(os.path.exists, paths))
+                open_ = "import os, sys; os.setresgid(1, 1, 1); os.setresuid(1, 1, 1); print([os.access(p, 1) or "
+                open_ += "os.access(p, 4) for p in sys.argv[1:]])"
+                done = subprocess.run([sys.executable, "-c", open_, *paths], capture_output=True, text=True, check=True)
+                assert done.stdout == f"{[False] * len(paths)}\n"
+                assert container.exec(["sh", "-c", "ls / >/dev/null && cat /etc/hosts && touch /tmp/x"]).exit_code == 0
+    finally:
+        shutil.rmtree(root)
+
+
 def test_writing_to_the_hosts_image_leaves_the_host_as_it_is(host: ck.Host) -> None:
     before = {name: os.lstat(f"/{name}").st_mtime_ns for name in ("etc", "usr", "bin")}
     done = host.run(ck.host_image(), ["sh", "-c", "rm -rf /etc/p* /usr/share/doc; echo x > /bin/cat; touch /usr/x"])
