@@ -42,8 +42,14 @@ class Snapshot(NamedTuple):
 
 def take() -> Snapshot:
     """The present state of the host and of this process. The reserve is no part of it: it is at work, next time."""
+    helper = _helper()[0]
     processes = _processes()
-    reserve = _reserve(processes, _helper()[0])
+    reserve = _reserve(processes, helper)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while helper and not reserve and time.monotonic() < deadline:  # it is forked a moment after the last start
+        time.sleep(0.002)
+        processes = _processes()
+        reserve = _reserve(processes, helper)
     return Snapshot(
         frozenset(_fds()),
         frozenset(_mounts()),
