@@ -207,7 +207,8 @@ class Container:
             self._close_stdin()
             stdin, close = stdin_fd(self._stdin_source)
             try:
-                started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL, lock)
+                with spawner.Seat("container") as seat:
+                    started = Process(self.plan(), self._record.args, stdin, DEVNULL, DEVNULL, lock, seat=seat)
             finally:
                 if close:
                     os.close(stdin)
@@ -258,19 +259,20 @@ class Container:
         Raises :class:`ContainerNotRunning`, :class:`StartError`.
         """
         identity = os.urandom(6).hex()
-        spec = specify_exec(self._record, identity, command, env=env, workdir=workdir, user=user)
+        with spawner.Seat("exec") as seat:
+            spec = specify_exec(self._record, identity, command, env=env, workdir=workdir, user=user)
+            plan = exec_plan(self._record, spec, self._containers.cache)
+            return self._join(plan, spec.process.args, (stdin, stdout, stderr), seat)
+
+    def _join(self, plan: Plan, args: Sequence[str], stdio: tuple[int, int, int], seat: spawner.Seat) -> Process:
         pidfd = self._pidfd()
         try:
-            return Process(
-                exec_plan(self._record, spec, self._containers.cache), spec.process.args, stdin, stdout, stderr, pidfd
-            )
+            return Process(plan, args, *stdio, pidfd, seat=seat)
         except Exception as error:
             # A container that is about to end lets nobody in any more, before it has ended.
             patience = _ENDING_MS if type(error) is StartError else 0
             if self.status != "running" or process.ended(pidfd, patience):
-                raise ContainerNotRunning(
-                    f"container {self.name} ended before {spec.process.args[0]} started"
-                ) from error
+                raise ContainerNotRunning(f"container {self.name} ended before {args[0]} started") from error
             raise
         finally:
             os.close(pidfd)

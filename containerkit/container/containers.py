@@ -7,9 +7,10 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from containerkit.container.container import Container
+from containerkit.container.lock import if_alone
 from containerkit.container.options import make_record
 from containerkit.container.planning import stdin_fd
-from containerkit.container.record import Record, load
+from containerkit.container.record import Record, load, read_running
 from containerkit.errors import (
     AmbiguousContainer,
     ContainerNotFound,
@@ -20,8 +21,10 @@ from containerkit.errors import (
     Unsupported,
 )
 from containerkit.image.host_image import WRITABLE_BYTES
+from containerkit.isolation import spawner
 from containerkit.isolation.process import PIPE, Completed, Process
 from containerkit.linux import mount
+from containerkit.linux.tree import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +115,9 @@ class Containers:
     def list(self, *, all: bool = False) -> list[Container]:  # noqa: A002 - Docker's word
         """The running containers, or all of them; newest first."""
         rows = self.state.database.execute("SELECT record FROM containers ORDER BY created_ns DESC, id").fetchall()
-        living = [record for record in (load(row[0]) for row in rows) if not self._retire(record)]
+        records = [load(row[0]) for row in rows]
+        living = [record for record in records if not self._retire(record)]
+        self._sweep({record.id for record in records})
         handles = [Container.handle(self, record) for record in living]
         return [container for container in handles if all or container.status == "running"]
 
@@ -137,11 +142,13 @@ class Containers:
             raise InvalidOption("detach: run waits for the end", hint="create(..., detach=True) and start()")
         if input and stdin is not None:
             raise InvalidOption("stdin: run takes either stdin or input")
-        container = self.create(image, command, **options)
+        container = self.draft(image, command, **options)
         record = container.record
         given, close = stdin_fd(PIPE if input else stdin)
         try:
-            process = Process(container.plan(log=False, remove=True), record.args, given, PIPE, PIPE)
+            with spawner.Seat("container") as seat:
+                self._insert(record)
+                process = Process(container.plan(log=False, remove=True), record.args, given, PIPE, PIPE, seat=seat)
             completed = process.communicate(input, timeout)
         except LauncherLost:  # somebody killed a helper: what it would have removed is left to us
             container.retire()
@@ -196,3 +203,11 @@ class Containers:
             return False
         Container.handle(self, record).retire()
         return True
+
+    def _sweep(self, known: set[str]) -> None:
+        """Remove directories without a record: a process was killed between the last two steps of a removal."""
+        for name in set(os.listdir(self.state.path("containers"))) - known:
+            with if_alone(self.directory(name)) as held:
+                running = read_running(self.directory(name))
+                if held and not self.knows(name) and not (running and running.keeper_lives()):
+                    remove_tree(self.directory(name))

@@ -21,7 +21,17 @@ import time
 
 from containerkit.isolation import messages
 from containerkit.isolation.plan import Plan, decode
-from containerkit.isolation.starter import clean_up, kill_all, oom_kills, read_all, replace, stand_by, tell
+from containerkit.isolation.starter import (
+    attempt,
+    await_order,
+    clean_up,
+    kill_all,
+    oom_kills,
+    read_all,
+    replace,
+    stand_by,
+    tell,
+)
 from containerkit.linux import process
 from containerkit.linux.tree import remove_tree
 
@@ -47,15 +57,37 @@ def keep(plans: _socket.socket, owner: int) -> None:
     ready = select.select([ours.fileno(), pidfd], [], [])[0]
     word, fds = messages.receive(ours) if ours.fileno() in ready else (b"", [])
     ours.close()
-    os.close(pidfd)
-    os.waitpid(starter, 0)
     if not word:
+        os.waitpid(starter, 0)
         end_orphans()
         return
     pid, kills, with_owner = marshal.loads(word)  # noqa: S302 - from our own child
-    watcher = Keeper(fds, owner if with_owner else -1)
-    watcher.watch()
-    watcher.finish(pid, kills)
+    process.set_name("ck-keeper")
+    plan, reply, *watched = fds
+    keeper_ = Keeper(_socket.socket(fileno=reply), watched, owner if with_owner else -1, plan, pidfd)
+    keeper_.watch()
+    keeper_.finish(pid, kills)
+    if keeper_.starter >= 0:
+        keeper_.bury_starter()
+
+
+def keep_exec(plans: _socket.socket, owner: int) -> None:
+    """Take one plan of an exec from ``plans``, start it without a starter, and watch over it.
+
+    An exec has to be over in milliseconds, and seldom lasts; so it costs one process less, and 0.7 MB more.
+    """
+    order = await_order(plans)
+    if order is None:
+        return
+    plan, plan_fd, reply, fds = order
+    started = attempt(plan, plan.clone_flags, reply, fds, (0, 0), owner)
+    if started is None:
+        return
+    for fd in (plan_fd, *fds[3:]):  # a lock or a pidfd lasts until the start is over
+        os.close(fd)
+    keeper = Keeper(reply, started.fds, owner if plan.with_owner else -1, plan)
+    keeper.watch()
+    keeper.finish(started.pid, started.kills)
 
 
 def end_orphans() -> None:
@@ -69,13 +101,17 @@ def end_orphans() -> None:
 
 
 class Keeper:
-    """The fds of one supervision. The plan stays in its memfd until it is needed, at the end."""
+    """The fds of one supervision. A container's plan stays in its memfd until it is needed, at the end."""
 
-    def __init__(self, fds: list[int], owner: int) -> None:
-        plan, reply, self.pidfd, *log = fds
-        self.plan_fd = plan
-        self.reply = _socket.socket(fileno=reply)
+    def __init__(
+        self, reply: _socket.socket, watched: list[int], owner: int, plan: int | Plan, starter: int = -1
+    ) -> None:
+        """``watched`` as in :class:`Started`; ``owner`` and ``starter`` are pidfds, or -1; ``plan`` or its memfd."""
+        self._plan = plan
+        self.reply = reply
+        self.pidfd, *log = watched
         self.owner = owner
+        self.starter = starter  # it has done its part, but to wait for its end would cost every start 0.6 ms
         self.owner_gone = False
         self.killed = False
         self.log = log[0] if log else -1
@@ -84,15 +120,19 @@ class Keeper:
             os.set_blocking(reader, False)
 
     def plan(self) -> Plan:
-        """The plan, read again."""
-        os.lseek(self.plan_fd, 0, os.SEEK_SET)
-        return decode(read_all(self.plan_fd))
+        """The plan, read again where it is not in memory."""
+        if not isinstance(self._plan, int):
+            return self._plan
+        os.lseek(self._plan, 0, os.SEEK_SET)
+        return decode(read_all(self._plan))
 
     def watch(self) -> None:
         """Sleep until the process ends: pass its output to the log, obey the library, notice the owner's end."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         poll.register(self.reply, select.POLLIN)
+        if self.starter >= 0:
+            poll.register(self.starter, select.POLLIN)
         if self.owner >= 0:
             poll.register(self.owner, select.POLLIN)
         for reader in self.streams:
@@ -102,12 +142,21 @@ class Keeper:
             for fd in ready:
                 if (fd in self.streams and not self._copy(fd)) or (fd == self.reply.fileno() and not self._obey()):
                     poll.unregister(fd)
+            if self.starter in ready:
+                poll.unregister(self.starter)
+                self.bury_starter()
             if self.owner in ready:
                 poll.unregister(self.owner)
                 self.owner_gone = True
                 self._kill()
             if self.pidfd in ready:
                 return
+
+    def bury_starter(self) -> None:
+        """Take its exit status, waiting for it if need be."""
+        os.waitid(os.P_PIDFD, self.starter, os.WEXITED)
+        os.close(self.starter)
+        self.starter = -1
 
     def _copy(self, reader: int) -> bool:
         """Move what is there from a pipe to the log; False at its end."""
@@ -156,6 +205,6 @@ class Keeper:
             replace(f"{plan.directory}/exit", f"{code} {kills} {time.time_ns()}\n")
         if select.select([self.reply], [], [], 0)[0]:
             self._obey()  # a process that ends at its timeout may have left others
-        tell(self.reply, ("exited", code, kills))
         clean_up(plan, leave=plan.kind == "exec" and not self.killed)
+        tell(self.reply, ("exited", code, kills))
         self.reply.close()  # the library need not wait until this process is taken down, too

@@ -1,12 +1,13 @@
 """The launcher: a helper process, one for each process that uses the library, started on first need.
 
 It is single-threaded by construction, so that it may fork and enter namespaces whatever the caller's threads do. It
-always has one keeper forked ahead; a plan goes to that keeper, and the launcher has no further part in it: all talk
-is between the keeper and the library. It ends when its owner ends.
+has a keeper forked ahead for each kind of start that was wanted before. Who wants to start something gets that keeper,
+and the launcher has no further part in it: all talk, from the plan on, is between the keeper and the library. It ends
+when its owner ends.
 
-On its socket (``SOCK_SEQPACKET``) a datagram is one word and its operand: ``s`` start (a memfd with the plan, the
-reply socket and the plan's fds beside it), ``+PATH`` remove this container's directory when the owner dies, ``-PATH``
-no longer.
+On its socket (``SOCK_SEQPACKET``) a datagram is one word and its operand: ``s`` start and ``x`` exec (the keeper's end
+of the socket to talk on beside it), ``+PATH`` remove this container's directory when the owner dies, ``-PATH`` no
+longer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 
 from containerkit.isolation import messages
-from containerkit.isolation.keeper import keep
+from containerkit.isolation.keeper import keep, keep_exec
 from containerkit.linux import process
 from containerkit.linux.tree import remove_tree
 
@@ -68,30 +69,32 @@ def accept_oom_killer() -> None:
 def serve(control: _socket.socket, owner: int) -> None:
     """Give each plan to a keeper until the owner is gone."""
     directories: set[str] = set()
-    spare: _socket.socket | None = None
+    spares: dict[bytes, _socket.socket | None] = {b"s": None}  # by the word that asks for it
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(owner, select.POLLIN)
     while True:
-        ready = [fd for fd, _ in poll.poll(_SPARE_AFTER_MS if spare is None else None)]
+        ready = [fd for fd, _ in poll.poll(_SPARE_AFTER_MS if None in spares.values() else None)]
         if owner in ready:
             hear_out(control, directories)
             end(directories)
             return
         if not ready:
-            spare = make_spare(control, owner)
+            kind = next(kind for kind, spare in spares.items() if spare is None)
+            spares[kind] = make_spare(kind, control, owner)
             continue
         word, fds = messages.receive(control)
         if not word:  # an orderly shutdown; what dies with the owner still waits for that
-            if spare is not None:
-                spare.close()
+            for spare in spares.values():
+                if spare is not None:
+                    spare.close()
             if directories:
                 select.select([owner], [], [])
                 end(directories)
             return
-        if word == b"s":
-            give(spare or make_spare(control, owner), control, owner, fds)
-            spare = None
+        if word in (b"s", b"x"):
+            give(word, spares.get(word) or make_spare(word, control, owner), control, owner, fds)
+            spares[word] = None
         else:
             note(word, directories)
 
@@ -119,30 +122,33 @@ def hear_out(control: _socket.socket, directories: set[str]) -> None:
         note(word, directories)
 
 
-def give(keeper: _socket.socket, control: _socket.socket, owner: int, fds: list[int]) -> None:
+def give(kind: bytes, keeper: _socket.socket, control: _socket.socket, owner: int, fds: list[int]) -> None:
     """Pass a start to a keeper, or to another one where somebody has killed it meanwhile."""
     try:
-        messages.send(keeper, b"s", fds)
+        messages.send(keeper, kind, fds)
     except OSError:
         keeper.close()
-        keeper = make_spare(control, owner)
-        messages.send(keeper, b"s", fds)
+        keeper = make_spare(kind, control, owner)
+        messages.send(keeper, kind, fds)
     keeper.close()
     for fd in fds:
         os.close(fd)
 
 
-def make_spare(control: _socket.socket, owner: int) -> _socket.socket:
+def make_spare(kind: bytes, control: _socket.socket, owner: int) -> _socket.socket:
     """Fork the next keeper ahead of its plan: the fork is then no part of a start. It ends when the launcher ends."""
     ours, theirs = messages.pair()
     if os.fork() == 0:
         try:
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-            process.set_name("ck-keeper")
+            process.set_name("ck-spare")  # until it is wanted
             control.close()
             ours.close()
             process.close_others((theirs.fileno(), owner))  # the start that it is forked for may have been received
-            keep(theirs, owner)
+            if kind == b"x":
+                keep_exec(theirs, owner)
+            else:
+                keep(theirs, owner)
         finally:
             os._exit(0)
     theirs.close()

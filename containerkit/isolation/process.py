@@ -101,8 +101,17 @@ class Process:
 
     pidfd = -1
 
-    def __init__(self, plan: Plan, args: Sequence[str], stdin: Stdio, stdout: Stdio, stderr: Stdio, *more: int) -> None:
-        """Start ``plan``; ``more`` fds go with it.
+    def __init__(
+        self,
+        plan: Plan,
+        args: Sequence[str],
+        stdin: Stdio,
+        stdout: Stdio,
+        stderr: Stdio,
+        *more: int,
+        seat: spawner.Seat | None = None,
+    ) -> None:
+        """Start ``plan``, in a ``seat`` that was taken for it; ``more`` fds go with it.
 
         ``stdin``, ``stdout`` and ``stderr`` are fds, files, ``PIPE`` or ``DEVNULL``; ``stderr`` may be ``STDOUT``.
         Raises :class:`StartError` and its kin, :class:`KernelError` for an fd that is not open, :class:`LauncherLost`,
@@ -115,7 +124,7 @@ class Process:
         with ExitStack() as ours:
             with ExitStack() as theirs:
                 ends = _ends((stdin, stdout, stderr), ours, theirs)
-                self._reply = spawner.launch(plan, (*(given for given, _ in ends), *more))
+                self._reply = spawner.launch(plan, (*(given for given, _ in ends), *more), seat)
             ours.callback(self._reply.close)
             self.pid, self.pidfd = self._await_start()
             ours.pop_all()

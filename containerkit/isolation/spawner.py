@@ -19,9 +19,11 @@ from containerkit.linux import mount
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from typing import Self
 
 _CONTROL_FD = 3
 _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)
+_WORDS = {"container": b"s", "exec": b"x"}
 _CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _BOOT = """\
 import sys
@@ -123,24 +125,68 @@ def shutdown() -> None:
         _current = None
 
 
-def launch(plan: Plan, fds: tuple[int, ...]) -> _socket.socket:
-    """Hand a plan and its fds (stdin, stdout, stderr, then what the plan wants) to a new keeper; its reply socket.
+class Seat:
+    """A keeper that has been asked for before its plan is there: the two are made ready side by side.
 
-    Raises :class:`LauncherLost`; a launcher that was lost since the last start is replaced once.
+    A context manager; a seat that :func:`launch` has not taken is given up at its end, and the keeper goes.
+    """
+
+    def __init__(self, kind: str) -> None:
+        """``kind`` as in :class:`Plan`. Where there is no launcher yet, nobody is asked before :func:`launch`."""
+        self._word = _WORDS[kind]
+        self._reply: _socket.socket | None = None
+        if _current is not None and _current.owner == os.getpid():
+            self._reply = self._ask()
+
+    def _ask(self) -> _socket.socket:
+        reply, theirs = messages.pair()
+        try:
+            _send(self._word, (theirs.fileno(),))
+        except BaseException:
+            reply.close()
+            raise
+        finally:
+            theirs.close()
+        return reply
+
+    def take(self, data: int, fds: tuple[int, ...]) -> _socket.socket:
+        """Hand over a plan, in the memfd ``data``, and its fds; raises what :func:`launch` raises."""
+        for again in (True, False):
+            reply = self._reply or self._ask()
+            self._reply = None
+            try:
+                messages.send(reply, b"p", (data, *fds))
+            except OSError as error:
+                reply.close()
+                if error.errno not in _LOST:
+                    raise KernelError("sendmsg", error.errno or 0, hint=f"are the fds {fds} open?") from error
+                if not again:
+                    raise LauncherLost("the keeper was killed before it had its plan") from error
+            else:
+                return reply
+        raise AssertionError  # pragma: no cover
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reply is not None:
+            self._reply.close()
+
+
+def launch(plan: Plan, fds: tuple[int, ...], seat: Seat | None = None) -> _socket.socket:
+    """Hand a plan and its fds (stdin, stdout, stderr, then what the plan wants) to a keeper; its reply socket.
+
+    Raises :class:`LauncherLost`, :class:`KernelError` for an fd that is none; a launcher or a keeper that was lost
+    meanwhile is replaced once.
     """
     data = os.memfd_create("plan", os.MFD_CLOEXEC)
-    reply, theirs = messages.pair()
     try:
         os.write(data, encode(plan))
         os.lseek(data, 0, os.SEEK_SET)
-        _send(b"s", (data, theirs.fileno(), *fds))
-    except BaseException:
-        reply.close()
-        raise
+        return (seat or Seat(plan.kind)).take(data, fds)
     finally:
         os.close(data)
-        theirs.close()
-    return reply
 
 
 def _send(word: bytes, fds: tuple[int, ...] = ()) -> None:

@@ -40,32 +40,60 @@ class StartFailed(Exception):
         self.answer = answer
 
 
+class Started:
+    """What the keeper needs: the pid, the OOM kills so far, and fds.
+
+    The fds: the pidfd, then, for a plan with a log, the log's and the reading ends of stdout and stderr.
+    """
+
+    __slots__ = ("fds", "kills", "pid")
+
+    def __init__(self, pid: int, kills: int, fds: list[int]) -> None:
+        self.pid = pid
+        self.kills = kills
+        self.fds = fds
+
+
 def stand_by(plans: _socket.socket, keeper: _socket.socket, identity: tuple[int, int], owner: int) -> None:
     """Wait for one plan, start it, hand over to the keeper.
 
     ``identity`` is the keeper's pid and start time, ``owner`` a pidfd of the process that all this serves.
     """
+    # As long as there is no plan nobody needs a starter without a keeper; later it has to tidy up.
+    process.prctl(process.PR_SET_PDEATHSIG, process.SIGKILL)
     host = _go_ahead()
-    word, fds = messages.receive(plans)
-    if not word:
+    order = await_order(plans)
+    process.prctl(process.PR_SET_PDEATHSIG, 0)
+    if order is None or os.getppid() != identity[0]:
         return
-    plans.close()
-    plan_fd, reply = fds[0], _socket.socket(fileno=fds[1])
-    plan = decode(read_all(plan_fd))
-    try:
-        _go_back(host, plan.clone_flags)
-        handed = start(plan, reply, fds[2:], identity)
-    except Exception as error:  # noqa: BLE001 - whatever it is, nothing may stay behind
-        tell(reply, error.answer if isinstance(error, StartFailed) else _failure("start", error))
-        clean_up(plan)
-        if plan.with_owner and plan.directory and select.select([owner], [], [], 0)[0]:
-            remove_tree(plan.directory)
+    plan, plan_fd, reply, fds = order
+    flags = plan.clone_flags & ~_AHEAD | process.CLONE_PARENT
+    started = attempt(plan, flags, reply, fds, identity, owner, before=lambda: _go_back(host, plan.clone_flags))
+    if started is None:
         return
     try:
-        messages.send(keeper, marshal.dumps(handed[0]), (plan_fd, reply.fileno(), *handed[1]))
+        words = (started.pid, started.kills, plan.with_owner)
+        messages.send(keeper, marshal.dumps(words), (plan_fd, reply.fileno(), *started.fds))
     except OSError:  # the keeper was killed; what nobody watches over must not live
-        kill_all(plan, handed[1][0])
+        kill_all(plan, started.fds[0])
         clean_up(plan)
+
+
+def await_order(plans: _socket.socket) -> tuple[Plan, int, _socket.socket, list[int]] | None:
+    """Wait until somebody wants this process, and then for what they want: None where they want it no more.
+
+    The plan, the memfd that holds it, the socket to answer on, the plan's fds. ``plans`` is closed.
+    """
+    word, fds = messages.receive(plans)
+    plans.close()
+    if not word:
+        return None
+    process.set_name("ck-keeper")
+    reply = _socket.socket(fileno=fds[0])
+    word, fds = messages.receive(reply)
+    if not word:
+        return None
+    return decode(read_all(fds[0])), fds[0], reply, fds[1:]
 
 
 def _go_ahead() -> dict[int, int]:
@@ -86,16 +114,34 @@ def _go_back(host: dict[int, int], wanted: int) -> None:
         os.close(fd)
 
 
-def start(
-    plan: Plan, reply: _socket.socket, fds: list[int], keeper: tuple[int, int]
-) -> tuple[tuple[int, int, bool], list[int]]:
+def attempt(
+    plan: Plan,
+    flags: int,
+    reply: _socket.socket,
+    fds: list[int],
+    keeper: tuple[int, int],
+    owner: int,
+    before: Callable[[], None] | None = None,
+) -> Started | None:
+    """:func:`start`, or None where that failed: then the library has been told, and nothing is left of it."""
+    try:
+        if before is not None:
+            before()
+        return start(plan, flags, reply, fds, keeper)
+    except Exception as error:  # noqa: BLE001 - whatever it is, nothing may stay behind
+        tell(reply, error.answer if isinstance(error, StartFailed) else _failure("start", error))
+        clean_up(plan)
+        if plan.with_owner and plan.directory and select.select([owner], [], [], 0)[0]:
+            remove_tree(plan.directory)
+        return None
+
+
+def start(plan: Plan, flags: int, reply: _socket.socket, fds: list[int], keeper: tuple[int, int]) -> Started:
     """Perform the plan up to the proof of its exec. Raises :class:`StartFailed`.
 
-    What the keeper needs: the pid, the OOM kills so far, whether all ends with the owner; and the pidfd, then, for a
-    plan with a log, its fd and the reading ends of stdout and stderr.
+    ``flags`` are clone3's: those of the plan's new namespaces in which this process is not yet, ``CLONE_PARENT``.
     """
     _perform(PREPARE, plan.prepare)
-    kills = oom_kills(plan)
     kept = _open_log(plan, fds) if plan.log else []
     proof, status = os.pipe()
     cgroup = -1
@@ -104,14 +150,15 @@ def start(
             cgroup = os.open(plan.into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if plan.setns_pid:
             namespaces.setns(fds[3], namespaces.CLONE_NEWPID)
-        pid, pidfd = process.clone3(plan.clone_flags & ~_AHEAD | process.CLONE_PARENT, cgroup)
+        pid, pidfd = process.clone3(flags, cgroup)
     except OSError as error:
         raise StartFailed(_failure("clone3", error)) from error
     if pid == 0:
         _become(plan, fds, status)
-    for fd in (*fds[:3], status):  # what came beside them, a lock or a pidfd, lasts until this process ends
+    for fd in (*fds[:3], status):  # what came beside them, a lock or a pidfd, lasts until the start is over
         os.close(fd)
     try:
+        kills = oom_kills(plan)  # while the new process is on its way
         _await_exec(proof)
         if plan.directory:
             words = (pid, process.start_time(pid), *keeper, time.time_ns())
@@ -122,7 +169,11 @@ def start(
         if plan.directory:
             remove_tree(f"{plan.directory}/state")
         raise
-    return (pid, kills, plan.with_owner), [pidfd, *kept]
+    finally:
+        os.close(proof)
+        if cgroup >= 0:
+            os.close(cgroup)
+    return Started(pid, kills, [pidfd, *kept])
 
 
 def _await_exec(proof: int) -> None:

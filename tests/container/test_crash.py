@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import select
@@ -139,17 +140,21 @@ rest()
 
 def test_the_keeper_in_reserve_may_be_killed(host: ck.Host) -> None:
     host.run("busybox:1", ["true"])
-    keepers: list[int] = []
-
-    def reserve() -> list[int]:
-        keepers[:] = [pid for pid, name in owners.family(os.getpid()).items() if name == "ck-keeper"]
-        return keepers
-
-    owners.eventually(reserve, "no keeper in reserve")
-    for pid in keepers:
-        owners.kill(pid)
-    owners.eventually(lambda: not owners.alive(keepers), "the reserve")
+    owners.eventually(lambda: reserve()[1:], "no keeper in reserve")
+    keeper, starter = reserve()
+    owners.kill(keeper)
+    owners.eventually(lambda: not owners.alive([keeper, starter]), "the reserve")
     assert host.run("busybox:1", ["echo", "hi"]).stdout == b"hi\n"
+
+
+def reserve() -> list[int]:
+    """The keeper that waits for a start, and its starter, as far as they are there."""
+    helpers = {pid for pid, name in owners.family(os.getpid()).items() if name == "ck-spare"}
+    for keeper in helpers:
+        with contextlib.suppress(OSError):
+            if _parent(keeper) == spawner.get().pid and (starters := helpers.intersection(_children(keeper))):
+                return [keeper, *starters]
+    return []
 
 
 # --- the keeper
@@ -434,6 +439,22 @@ rest()
             assert host.containers.list(all=True) == []  # two were killed: the next look cleans up
         owners.expect_nothing(host.root, owner=owner.pid, identities=[identity])
     assert host.containers.list(all=True) == []
+
+
+def test_the_next_look_removes_what_a_removal_that_was_killed_has_left(host: ck.Host) -> None:
+    """A removal deletes the record and then the directory, whose lock it holds."""
+    left = host.containers.directory("ab" * 32)
+    os.makedirs(f"{left}/upper/deep")
+    with ck.Container("busybox:1", ["sleep", "1000"], host=host, detach=True) as container:
+        held = host.containers.directory("cd" * 32)
+        os.mkdir(held)
+        lock = os.open(held, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [other.id for other in host.containers.list()] == [container.id]
+        assert owners.containers(host.root) == sorted([container.id, "cd" * 32])  # somebody is at work there
+        os.close(lock)
+        assert [other.id for other in host.containers.list()] == [container.id]
+    assert owners.containers(host.root) == []
 
 
 # --- anything, anywhere

@@ -2,7 +2,7 @@
 
 Everything is read from the kernel, nothing from the library, with one exception: the launcher's helper process,
 which lives as long as the test process does, is known to ``containerkit.isolation.spawner`` and is left out with the
-one keeper that it has in reserve.
+keepers that it has in reserve.
 Other test sessions may run on the same machine: what is found is held to be ours unless a foreign process is in it.
 """
 
@@ -19,6 +19,8 @@ from typing import NamedTuple
 SETTLE_SECONDS = 2.0
 HIERARCHY_TYPES = ("cgroup", "cgroup2")
 PARENT = "containerkit"
+RESERVE = (b"ck-spare", b"ck-launcher")  # the second for the moment after its fork
+KINDS = 2
 LAUNCHER = b"containerkit.isolation.launcher"
 
 
@@ -45,11 +47,6 @@ def take() -> Snapshot:
     helper = _helper()[0]
     processes = _processes()
     reserve = _reserve(processes, helper)
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while helper and not reserve and time.monotonic() < deadline:  # it is forked a moment after the last start
-        time.sleep(0.002)
-        processes = _processes()
-        reserve = _reserve(processes, helper)
     return Snapshot(
         frozenset(_fds()),
         frozenset(_mounts()),
@@ -173,15 +170,14 @@ def _ours(processes: list[Process], mark: str) -> set[int]:
 
 
 def _reserve(processes: list[Process], helper: int) -> set[int]:
-    """The one keeper that the helper has in reserve for the next start, and its only child, a fork of it still."""
-    children = {process.pid: [child.pid for child in processes if child.parent == process.pid] for process in processes}
-    pairs = [
-        {process.pid, *children[process.pid]}
-        for process in processes
-        if process.parent == helper
-        and [LAUNCHER in _read(f"/proc/{pid}/cmdline") for pid in children[process.pid]] == [True]
-    ]
-    return max(pairs, key=max, default=set())
+    """The keepers that the helper has in reserve, known by their names, which they change when they are wanted.
+
+    One with a starter of its own for the next container and one for the next exec; more are none.
+    """
+    idle = {process for process in processes if _read(f"/proc/{process.pid}/comm").strip() in RESERVE}
+    keepers = {process.pid for process in idle if process.parent == helper}
+    starters = {process.pid for process in idle if process.parent in keepers}
+    return keepers | starters if len(keepers) <= KINDS and len(starters) <= 1 else set()
 
 
 def _traces(pid: int) -> bytes:
