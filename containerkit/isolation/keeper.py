@@ -83,7 +83,9 @@ def keep_exec(plans: _socket.socket, owner: int) -> None:
     started = attempt(plan, plan.clone_flags, reply, fds, (0, 0), owner)
     if started is None:
         return
-    for fd in (plan_fd, *fds[3:]):  # a lock or a pidfd lasts until the start is over
+    if plan_fd >= 0:
+        os.close(plan_fd)
+    for fd in fds[3:]:  # a lock or a pidfd lasts until the start is over
         os.close(fd)
     keeper = Keeper(reply, started.fds, owner if plan.with_owner else -1, plan)
     keeper.watch()
@@ -192,7 +194,7 @@ class Keeper:
         plan = self.plan()
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
-        kills = max(0, oom_kills(plan) - kills)
+        kills = max(0, oom_kills(plan) - kills) if code or plan.kind != "exec" else 0
         for reader in self.streams:
             while select.select([reader], [], [], 0)[0] and self._copy(reader):
                 pass

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _CONTROL_FD = 3
+_DATAGRAM = 1 << 15
 _LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)
 _WORDS = {"container": b"s", "exec": b"x"}
 _CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
@@ -149,13 +150,13 @@ class Seat:
             theirs.close()
         return reply
 
-    def take(self, data: int, fds: tuple[int, ...]) -> _socket.socket:
-        """Hand over a plan, in the memfd ``data``, and its fds; raises what :func:`launch` raises."""
+    def take(self, word: bytes, fds: tuple[int, ...]) -> _socket.socket:
+        """Hand over a plan, or ``p`` and a memfd before the plan's fds; raises what :func:`launch` raises."""
         for again in (True, False):
             reply = self._reply or self._ask()
             self._reply = None
             try:
-                messages.send(reply, b"p", (data, *fds))
+                messages.send(reply, word, fds)
             except OSError as error:
                 reply.close()
                 if error.errno not in _LOST:
@@ -180,13 +181,17 @@ def launch(plan: Plan, fds: tuple[int, ...], seat: Seat | None = None) -> _socke
     Raises :class:`LauncherLost`, :class:`KernelError` for an fd that is none; a launcher or a keeper that was lost
     meanwhile is replaced once.
     """
-    data = os.memfd_create("plan", os.MFD_CLOEXEC)
+    seat = seat or Seat(plan.kind)
+    data = encode(plan)
+    if plan.kind == "exec" and len(data) <= _DATAGRAM:
+        return seat.take(data, fds)
+    memory = os.memfd_create("plan", os.MFD_CLOEXEC)  # a container's keeper keeps it there and not in its own memory
     try:
-        os.write(data, encode(plan))
-        os.lseek(data, 0, os.SEEK_SET)
-        return (seat or Seat(plan.kind)).take(data, fds)
+        os.write(memory, data)
+        os.lseek(memory, 0, os.SEEK_SET)
+        return seat.take(b"p", (memory, *fds))
     finally:
-        os.close(data)
+        os.close(memory)
 
 
 def _send(word: bytes, fds: tuple[int, ...] = ()) -> None:

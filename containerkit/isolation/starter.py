@@ -82,7 +82,7 @@ def stand_by(plans: _socket.socket, keeper: _socket.socket, identity: tuple[int,
 def await_order(plans: _socket.socket) -> tuple[Plan, int, _socket.socket, list[int]] | None:
     """Wait until somebody wants this process, and then for what they want: None where they want it no more.
 
-    The plan, the memfd that holds it, the socket to answer on, the plan's fds. ``plans`` is closed.
+    The plan, the memfd that holds it or -1, the socket to answer on, the plan's fds. ``plans`` is closed.
     """
     word, fds = messages.receive(plans)
     plans.close()
@@ -93,7 +93,9 @@ def await_order(plans: _socket.socket) -> tuple[Plan, int, _socket.socket, list[
     word, fds = messages.receive(reply)
     if not word:
         return None
-    return decode(read_all(fds[0])), fds[0], reply, fds[1:]
+    if word == b"p":
+        return decode(read_all(fds[0])), fds[0], reply, fds[1:]
+    return decode(word), -1, reply, fds
 
 
 def _go_ahead() -> dict[int, int]:
