@@ -148,7 +148,7 @@ def _podman(name: str, runner: Runner, rootfs: str, directory: str) -> Iterator[
 @contextlib.contextmanager
 def _docker(name: str, runner: Runner, rootfs: str, directory: str) -> Iterator[Peer]:
     os.makedirs(directory)
-    with _daemon(directory) as address:
+    with daemon(directory) as address:
         base = [name, "-H", address]
         runner.time([*base, "import", _tar(rootfs, directory), "bench"])
         options = ["--network", "none", "--memory", str(MEMORY), "--pids-limit", str(PIDS)]
@@ -160,7 +160,7 @@ def _docker(name: str, runner: Runner, rootfs: str, directory: str) -> Iterator[
 
 
 @contextlib.contextmanager
-def _daemon(directory: str) -> Iterator[str]:
+def daemon(directory: str) -> Iterator[str]:
     """A dockerd of our own: private state, no bridge, no firewall rules of its own."""
     address = f"unix://{directory}/docker.sock"
     places = ["--data-root", f"{directory}/data", "--exec-root", f"{directory}/exec", "--pidfile", f"{directory}/pid"]

@@ -141,10 +141,14 @@ class Database:
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.execute("COMMIT")
             except BaseException:
-                self.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:  # a full disk has done it already
+            self.execute("ROLLBACK")
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -11,9 +11,12 @@
      │    ├── InvalidDigest (ValueError)
      │    ├── InvalidImage (ValueError)           a manifest, index or config that does not parse or does not fit
      │    │    └── UnsupportedMediaType
+     │    │         └── NotAnImage                an artifact: can be copied, not unpacked or run
+     │    ├── InvalidPlatform (ValueError)
      │    ├── ImageNotFound (LookupError)
      │    ├── AmbiguousImage (LookupError)        a prefix or archive names several
      │    ├── BlobNotFound (LookupError)
+     │    ├── PathNotInImage (FileNotFoundError)  no such file in the image, or nothing that can be read
      │    ├── ImageInUse
      │    ├── PlatformMismatch
      │    ├── ContentMismatch (ValueError)        content differs from its descriptor
@@ -22,17 +25,39 @@
      │    ├── LayerError (ValueError)             names the entry
      │    │    ├── CorruptLayer                   truncated or not a tar
      │    │    └── UnsafeEntry                    an entry that would leave the root
-     │    └── InvalidArchive (ValueError)
+     │    ├── LimitExceeded (ValueError)          beyond a stated limit: limit, allowed, found
+     │    │    ├── DocumentTooLarge (SizeMismatch)  a manifest, index or config
+     │    │    ├── ImageTooLarge                  all layers together, their number, indexes in indexes
+     │    │    └── LayerTooLarge (LayerError)
+     │    │         ├── TooManyEntries
+     │    │         ├── PathTooLong
+     │    │         ├── FileTooLarge
+     │    │         └── CompressionBomb
+     │    ├── InvalidArchive (ValueError)
+     │    └── NotConformant (AssertionError)      a storage driver does not show what the layers say
      ├── RegistryError                            url, status, code, retryable
      │    ├── RegistryUnavailable (ConnectionError)   nobody answers there, or only with a 5xx
+     │    │    └── TlsFailed                          no agreement on TLS: http on a TLS port, or the reverse
+     │    │         └── CertificateRejected           not trusted, expired, or of another host
      │    ├── RegistryDisconnected (ConnectionError)  the connection broke in the middle
      │    ├── RegistryTimeout (TimeoutError)
      │    ├── RegistryUnauthorized (PermissionError)
+     │    │    └── TokenRejected                      the registry refuses a token that its service has just given
      │    ├── RegistryNotFound (LookupError)
      │    │    ├── ManifestUnknown (ImageNotFound)
      │    │    └── BlobUnknown (BlobNotFound)
      │    ├── RegistryRejected                    understood and refused: any other 4xx
+     │    │    └── RateLimited                        429: too many requests
+     │    ├── CredentialsError (ValueError)       a file or helper that should give credentials, and cannot
+     │    ├── TokenError (PermissionError)        the token service refuses, or gives no token
+     │    ├── RegistryConfigError (ValueError)    certs.d, registries.conf, hosts.toml or daemon.json that does not fit
+     │    ├── RegistryBlocked (PermissionError)   the configuration says: never from there
+     │    ├── InvalidKey (ValueError)             a key for signatures that cannot be read, or is of another kind
+     │    ├── PolicyRefused (PermissionError)     the policy forbids to pull it
+     │    │    ├── SignatureMissing
+     │    │    └── SignatureInvalid
      │    └── UnexpectedResponse                  not what the protocol says
+     │         └── RedirectRefused                    a redirect without end, to nowhere, or away from TLS
      ├── ContainerError
      │    ├── InvalidOption (ValueError)
      │    ├── ContainerNotFound (LookupError)
@@ -122,6 +147,14 @@ class UnsupportedMediaType(InvalidImage):
         self.media_type = media_type
 
 
+class NotAnImage(UnsupportedMediaType):
+    """An OCI artifact (a chart, a signature, an attestation): it can be copied, not unpacked or run."""
+
+
+class InvalidPlatform(ImageError, ValueError):
+    """Not a platform such as ``linux/arm64/v8``."""
+
+
 class ImageNotFound(ImageError, LookupError):
     """No image of that name or id."""
 
@@ -132,6 +165,15 @@ class AmbiguousImage(ImageError, LookupError):
 
 class BlobNotFound(ImageError, LookupError):
     """A descriptor whose content is not there."""
+
+
+class PathNotInImage(ImageError, FileNotFoundError):
+    """No file of that path in an image, or one that has no content; ``path`` names it."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        ImageError.__init__(self, message)
+        self.path = path
+        self.filename = path
 
 
 class ImageInUse(ImageError):
@@ -165,11 +207,20 @@ class SizeMismatch(ContentMismatch):
 
 
 class LayerError(ImageError, ValueError):
-    """A layer that cannot be unpacked; ``entry`` names the tar entry."""
+    """A layer that cannot be unpacked; ``entry`` names the tar entry and ``layer`` the layer's digest, where known."""
 
-    def __init__(self, message: str, *, entry: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, entry: str = "", layer: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.entry = entry
+        self.layer = layer
+
+    def __str__(self) -> str:
+        text = self.message
+        if self.entry and repr(self.entry) not in text:
+            text += f", at entry {self.entry!r}"
+        if self.layer and self.layer not in text:
+            text += f", in layer {self.layer}"
+        return f"{text} ({self.hint})" if self.hint else text
 
 
 class CorruptLayer(LayerError):
@@ -180,8 +231,62 @@ class UnsafeEntry(LayerError):
     """An entry that would reach outside the root."""
 
 
+class LimitExceeded(ImageError, ValueError):
+    """An image that asks for more than it may (:class:`~containerkit.image.limits.ImageLimits`).
+
+    ``limit`` is the name of the limit, ``allowed`` what it is and ``found`` what the image has, or has so far.
+    """
+
+    def __init__(self, message: str, *, limit: str, allowed: int, found: int, hint: str = "") -> None:
+        ContainerkitError.__init__(self, message, hint=hint)
+        self.limit, self.allowed, self.found = limit, allowed, found
+        self.expected, self.actual = allowed, found
+
+
+class DocumentTooLarge(LimitExceeded, SizeMismatch):
+    """A manifest, index or config of too many bytes."""
+
+
+class ImageTooLarge(LimitExceeded):
+    """Too many bytes in all layers together, too many layers, or too many indexes within indexes."""
+
+
+class LayerTooLarge(LimitExceeded, LayerError):
+    """A layer beyond a limit; ``entry`` names the tar entry."""
+
+    def __init__(
+        self, message: str, *, limit: str, allowed: int, found: int, entry: str = "", layer: str = "", hint: str = ""
+    ) -> None:
+        LimitExceeded.__init__(self, message, limit=limit, allowed=allowed, found=found, hint=hint)
+        self.entry, self.layer = entry, layer
+
+
+class TooManyEntries(LayerTooLarge):
+    """More tar headers than a layer may have."""
+
+
+class PathTooLong(LayerTooLarge):
+    """A path of too many bytes or components, or a link's target of too many bytes."""
+
+
+class FileTooLarge(LayerTooLarge):
+    """A file that declares too many bytes, headers of too many, or a sparse file of too many parts."""
+
+
+class CompressionBomb(LayerTooLarge):
+    """Compressed data that becomes too many times its own size."""
+
+
 class InvalidArchive(ImageError, ValueError):
     """Neither an OCI layout nor a docker archive, or a damaged one."""
+
+
+class NotConformant(ImageError, AssertionError):
+    """A storage driver shows something else than the layers say; ``path`` is the first one that differs."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class RegistryError(ContainerkitError):
@@ -189,10 +294,11 @@ class RegistryError(ContainerkitError):
 
     ``url`` carries no user name, password or query. ``status`` is the HTTP status, 0 where none came; ``code`` the
     Distribution protocol's error code (``MANIFEST_INVALID``), or empty. ``retryable`` says whether trying again may
-    help.
+    help, ``retry_after`` how many seconds the server asks to wait before.
     """
 
     retryable = False
+    retry_after = 0.0
 
     def __init__(self, message: str, *, url: str = "", status: int = 0, code: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -205,6 +311,16 @@ class RegistryUnavailable(RegistryError, ConnectionError):
     """Nobody answers there (``status`` 0), or the server is failing (a 5xx)."""
 
     retryable = True
+
+
+class TlsFailed(RegistryUnavailable):
+    """Client and server did not agree on TLS; one of them may not be speaking it at all."""
+
+    retryable = False
+
+
+class CertificateRejected(TlsFailed):
+    """The server's certificate is not signed by anybody trusted, has expired, or is for another host."""
 
 
 class RegistryDisconnected(RegistryError, ConnectionError):
@@ -223,6 +339,10 @@ class RegistryUnauthorized(RegistryError, PermissionError):
     """401 or 403."""
 
 
+class TokenRejected(RegistryUnauthorized):
+    """The registry refuses the token that its own token service has just given: expired, or for something else."""
+
+
 class RegistryNotFound(RegistryError, LookupError):
     """404: no such repository, tag, manifest or blob."""
 
@@ -239,8 +359,50 @@ class RegistryRejected(RegistryError):
     """The registry understood and refused: a 4xx, with its reason in ``code``."""
 
 
+class RateLimited(RegistryRejected):
+    """429: too many requests. ``retry_after`` says how long (seconds) the registry asks to wait, where it does."""
+
+    retryable = True
+
+
+class CredentialsError(RegistryError, ValueError):
+    """A file or a helper program that should give credentials, and cannot."""
+
+
+class TokenError(RegistryError, PermissionError):
+    """The token service that the registry names refuses, or answers with something else than a token."""
+
+
+class RegistryConfigError(RegistryError, ValueError):
+    """A configuration of registries (certificates, mirrors) that does not parse or does not fit."""
+
+
+class RegistryBlocked(RegistryError, PermissionError):
+    """The configuration of registries blocks this name."""
+
+
+class InvalidKey(RegistryError, ValueError):
+    """A key for signatures that cannot be read, or is of another kind."""
+
+
+class PolicyRefused(RegistryError, PermissionError):
+    """The policy forbids to pull this; nothing was unpacked."""
+
+
+class SignatureMissing(PolicyRefused):
+    """The image has no signature."""
+
+
+class SignatureInvalid(PolicyRefused):
+    """The image has signatures, and none of them holds."""
+
+
 class UnexpectedResponse(RegistryError):
     """An answer that is not what the Distribution protocol says."""
+
+
+class RedirectRefused(UnexpectedResponse):
+    """A redirect that is not followed: without end, to nowhere, or from https to http."""
 
 
 class ContainerError(ContainerkitError):

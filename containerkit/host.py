@@ -10,6 +10,7 @@ from containerkit.container.container import Container
 from containerkit.container.containers import Containers
 from containerkit.image.images import Images
 from containerkit.isolation import spawner
+from containerkit.registry.client import Registries
 from containerkit.state import State
 
 if TYPE_CHECKING:
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from containerkit.container.options import Source
-    from containerkit.image.reference import Reference
-    from containerkit.image.transfer import Remote
+    from containerkit.image.limits import ImageLimits
     from containerkit.isolation.process import Completed
 
 
@@ -29,12 +29,29 @@ class Host:
     """One state directory, shared by any number of processes and threads: its images and its containers.
 
     Without ``root``: ``$CONTAINERKIT_ROOT``, else /var/lib/containerkit, or below ``$XDG_DATA_HOME`` without root.
-    Raises :class:`StateError` where that cannot be used.
+    ``driver`` keeps layers on the disk (``overlay``, ``btrfs``, ``fuse-overlayfs``, ``copy``): by default the one that
+    the root has already, else the first that works there. ``registries`` says how registries are reached, ``limits``
+    how much an image may ask for.
+
+    Raises :class:`StateError` where the root cannot be used, :class:`Unsupported` for a driver that it cannot hold.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        driver: str = "",
+        registries: Registries | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
         self.state = State(root)
-        self.images = Images(self.state, _connect)
+        if driver:
+            from containerkit.image.drivers import choose
+
+            choose(self.state.root, driver)
+        self.registries = registries or Registries()
+        self.images = Images(self.state, self.registries.connect)
+        self.images.limits = limits
         self.containers = Containers(self.state, self.images)
 
     def __repr__(self) -> str:
@@ -49,6 +66,17 @@ class Host:
         """Run a command in a container of its own that is gone afterwards: :meth:`Containers.run`."""
         return self.containers.run(image, command, **options)
 
+    def login(self, registry: str, username: str, password: str) -> None:
+        """Keep credentials for a registry (or ``registry/namespace``) in this process, once the registry accepts them.
+
+        Raises :class:`RegistryUnauthorized` and what else reaching it raises; then nothing is kept.
+        """
+        self.registries.login(registry, username, password)
+
+    def logout(self, registry: str) -> bool:
+        """Forget what :meth:`login` kept; whether there was anything."""
+        return self.registries.credentials.logout(registry)
+
     def warm_up(self) -> None:
         """Start the helper process now, so that the first container need not wait for it (about 40 ms)."""
         spawner.warm_up()
@@ -56,13 +84,6 @@ class Host:
     def close(self) -> None:
         """Close the database connections that this process holds. Containers go on."""
         self.state.close()
-
-
-def _connect(reference: Reference) -> Remote:
-    """The registry's client loads with the first pull or push."""
-    from containerkit.registry.client import connect
-
-    return connect(reference)
 
 
 _lock = threading.Lock()

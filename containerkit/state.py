@@ -7,8 +7,9 @@ One root directory, shared by any number of processes:
     ROOT/state.db              SQLite in WAL mode: images, names, containers
     ROOT/blobs/sha256/HEX      content-addressed files
     ROOT/ingest/               partial downloads and unpackings; anything here may vanish
-    ROOT/layers/CHAIN/         unpacked layers
-    ROOT/containers/ID/        a container's writable layer, log and exit status
+    ROOT/driver                the name of the storage driver, once there was a layer
+    ROOT/layers/CHAIN/         unpacked layers: the layer alone, or with all below it where the driver does so
+    ROOT/containers/ID/        a container's writable layer or root, log and exit status
     ROOT/cache/                derived data (compiled seccomp programs)
 
 The database answers in memory speed and survives ``kill -9`` at any instruction: WAL with
@@ -30,8 +31,9 @@ from containerkit.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VERSION = 1
+VERSION = 2
 _PRIVATE = 0o700
+_DRIVER_LENGTH = 64
 
 SCHEMA = """
 CREATE TABLE images (
@@ -58,6 +60,22 @@ CREATE TABLE containers (
 CREATE INDEX containers_image ON containers(image);
 """
 
+# What each version added to the one before; a new database gets SCHEMA and then all of these.
+MIGRATIONS = {
+    2: """
+CREATE TABLE uses (                   -- when an image was last used (without a row: when it came)
+    image    TEXT PRIMARY KEY REFERENCES images(id) ON DELETE CASCADE,
+    used_ns  INTEGER NOT NULL
+) STRICT;
+CREATE TABLE leases (                 -- what a lease with a name keeps from being collected
+    name     TEXT NOT NULL,
+    kind     TEXT NOT NULL,           -- blob or layer
+    digest   TEXT NOT NULL,           -- of the blob, or the layer's chain id
+    PRIMARY KEY (name, kind, digest)
+) STRICT;
+""",
+}
+
 
 def default_root() -> str:
     """The state root: ``$CONTAINERKIT_ROOT``, else /var/lib/containerkit, or below ``$XDG_DATA_HOME`` without root."""
@@ -67,6 +85,49 @@ def default_root() -> str:
         return "/var/lib/containerkit"
     data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return os.path.join(data, "containerkit")
+
+
+WHOLE = ("copy", "btrfs")
+"""Drivers whose trees hold all that lies below them, too: a container gets a tree of its own."""
+
+
+def driver_of(root: str) -> str:
+    """The storage driver of the state root ``root``; empty where none was needed yet.
+
+    Layers without a word on their driver are overlay's: once there was no other.
+    """
+    try:
+        fd = os.open(f"{root}/driver", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return "overlay" if _has_layers(root) else ""
+    try:
+        return os.read(fd, _DRIVER_LENGTH).decode(errors="replace").strip()
+    finally:
+        os.close(fd)
+
+
+def _has_layers(root: str) -> bool:
+    try:
+        return bool(os.listdir(f"{root}/layers"))
+    except FileNotFoundError:
+        return False
+
+
+def remember_driver(root: str, name: str, *, instead_of: str = "") -> str:
+    """Write down the storage driver, where none is yet or only ``instead_of``; the one that holds from now on."""
+    import fcntl
+
+    fd = os.open(f"{root}/driver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if (used := driver_of(root)) != instead_of:
+            return used
+        with open(f"{root}/driver.new", "w") as file:
+            file.write(name + "\n")
+        os.rename(f"{root}/driver.new", f"{root}/driver")
+    finally:
+        os.close(fd)
+    return name
 
 
 class State:
@@ -104,9 +165,19 @@ class State:
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:
-        """One write transaction (``BEGIN IMMEDIATE``): all or nothing, one writer at a time."""
-        with self.database.transaction():
-            yield self.database
+        """One write transaction (``BEGIN IMMEDIATE``): all or nothing, one writer at a time.
+
+        Raises :class:`StateError` where the disk is full or fails; nothing has changed then.
+        """
+        try:
+            with self.database.transaction():
+                yield self.database
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise
+            raise StateError(
+                f"cannot write {self.path('state.db')}: {error}", hint="free some space; nothing has changed"
+            ) from error
 
     def close(self) -> None:
         """Close every connection that this object opened in this process."""
@@ -135,10 +206,12 @@ class State:
                 f"{self.root} was written by a newer containerkit (schema {version}, this one knows {VERSION})"
             )
         with database.transaction():
-            if database.execute("PRAGMA user_version").fetchone()[0] == 0:
-                for statement in SCHEMA.split(";"):
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version={VERSION}")
+            version = database.execute("PRAGMA user_version").fetchone()[0]  # another process may have been faster
+            steps = [] if version else [SCHEMA]
+            steps += [MIGRATIONS[step] for step in range(max(version, 1) + 1, VERSION + 1)]
+            for statement in ";".join(steps).split(";"):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version={VERSION}")
 
 
 def _make_private(path: str) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import containerkit as ck
 
-pytest_plugins = ["support.registry"]
+pytest_plugins = ["support.registry", "support.built"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -22,7 +22,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PACKAGE = "containerkit"
 MODULE_LINES = 450
 FUNCTION_LINES = 60
-OWN_PROCESS = {"quickstart", "launcher", "keeper", "starter"}  # may print and exit
+OWN_PROCESS = {"__main__", "quickstart", "launcher", "keeper", "starter"}  # may print and exit
 FACE = "__init__"  # the lazy public face may name everything
 
 # What the privileged helper loads of the library, beside linux/: what it needs before it enters a root, no policy.

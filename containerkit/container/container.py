@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from containerkit.container import logs as log_files
+from containerkit.container.changes import ContainerChanges
 from containerkit.container.lock import alone, if_alone
 from containerkit.container.planning import container_plan, exec_plan, stdin_fd
 from containerkit.container.record import Ended, Record, read_ended, read_running, write_ended
@@ -48,7 +49,7 @@ def no_default() -> Containers:
 default_containers: Callable[[], Containers] = no_default
 
 
-class Container:
+class Container(ContainerChanges):
     """A container of a host. Several handles, in several processes, may stand for the same one.
 
     ``Container(image, command, host=host, **options)`` creates one; as a context manager it is also started, and is

@@ -21,6 +21,7 @@ from containerkit.errors import (
     Unsupported,
 )
 from containerkit.image.host_image import WRITABLE_BYTES
+from containerkit.image.leases import touch_in
 from containerkit.isolation import spawner
 from containerkit.isolation.process import PIPE, Completed, Process
 from containerkit.linux import mount
@@ -42,7 +43,7 @@ class Containers:
 
     def __init__(self, state: State, images: Images) -> None:
         self.state = state
-        self._images = images
+        self.images = images
 
     def directory(self, identity: str) -> str:
         """Where a container keeps its files."""
@@ -69,7 +70,7 @@ class Containers:
         self, image: Source | str, command: str | Sequence[str] | None = None, *, stdin: Stdin = None, **options: Any
     ) -> Container:
         """A container that is written down nowhere: what :meth:`create` would insert."""
-        source = self._images.get(image) if isinstance(image, str) else image
+        source = self.images.get(image) if isinstance(image, str) else image
         if not hasattr(source, "run"):
             raise InvalidOption(f"image: {image!r} is neither an image nor the name of one")
         try:
@@ -78,7 +79,8 @@ class Containers:
             raise InvalidOption(
                 str(error).replace("make_record()", "create").replace("parse_limits()", "create")
             ) from error
-        if not record.in_memory and mount.file_system(self.state.path("containers")) == mount.OVERLAYFS:
+        needs_upper = not (record.in_memory or record.clone)
+        if needs_upper and mount.file_system(self.state.path("containers")) == mount.OVERLAYFS:
             record = self._in_memory(record)
         return Container.handle(self, record, stdin)
 
@@ -192,6 +194,7 @@ class Containers:
                 database.execute(
                     "INSERT INTO containers (id, name, image, record, created_ns) VALUES (?, ?, ?, ?, ?)", row
                 )
+                touch_in(database, record.image)
             except sqlite3.IntegrityError as error:
                 raise NameInUse(
                     f"the name {record.name!r} is taken", hint="remove the other container, or choose a name"

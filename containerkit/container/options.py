@@ -15,6 +15,7 @@ from containerkit.isolation import defaults
 from containerkit.isolation.limits import parse_limits
 from containerkit.isolation.process import signal_number
 from containerkit.linux import capabilities, process
+from containerkit.state import WHOLE, driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,7 @@ def make_record(
     config = image.run
     identity = os.urandom(32).hex()
     pid = os.getpid()
+    clone = "" if isinstance(image, HostImage) else _clone(state_root)
     return Record(
         id=identity,
         name=_name(name, identity),
@@ -86,7 +88,21 @@ def make_record(
         seccomp=_flag("seccomp", seccomp),
         hidden=outermost(map(os.path.realpath, (*image.hidden, state_root))) if isinstance(image, HostImage) else (),
         in_memory=image.in_memory if isinstance(image, HostImage) else 0,
+        clone=clone,
     )
+
+
+def _clone(state_root: str) -> str:
+    """How a container of this state root gets a tree of its own; empty for overlay, which needs none."""
+    driver = driver_of(state_root)
+    if driver in WHOLE:
+        return driver
+    if driver not in {"overlay", ""}:
+        raise Unsupported(
+            f"containers do not run on the storage driver {driver!r} of {state_root} yet",
+            remedy="use a state root with the driver 'overlay', 'btrfs' or 'copy'",
+        )
+    return ""
 
 
 def outermost(paths: Iterable[str]) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from containerkit.linux import process
 class Record(NamedTuple):
     """A container as it was created: all that a start needs, in any process, with nothing left to look up.
 
-    ``owner`` is (pid, start time) of the process that it ends with, or empty for a detached container.
+    ``owner`` is (pid, start time) of the process that it ends with, or empty for a detached container. ``clone`` is how
+    it gets a tree of its own (:class:`~containerkit.isolation.spec.Root`), empty where its changes lie on the layers.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Record(NamedTuple):
     seccomp: bool = True
     hidden: tuple[str, ...] = ()
     in_memory: int = 0
+    clone: str = ""
 
     @property
     def detached(self) -> bool:

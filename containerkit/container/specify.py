@@ -38,6 +38,7 @@ def specify(record: Record, directory: str, host_files: Mapping[str, str]) -> Sp
             volatile=not record.detached,
             in_memory=record.in_memory,
             hidden=record.hidden,
+            clone=record.clone,
         ),
         process=ProcessSpec(
             args=record.args,

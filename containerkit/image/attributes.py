@@ -7,11 +7,11 @@ import os
 import stat
 from typing import NamedTuple
 
+from containerkit.linux.clone import copy_content
 from containerkit.linux.paths import fd_path
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 OVERLAY = (b"trusted.overlay.", b"user.overlay.")
-COPY_PIECE = 1 << 30
 
 
 class Attributes(NamedTuple):
@@ -58,7 +58,7 @@ def copy_file(source: bytes, status: os.stat_result, dir_fd: int, name: bytes) -
     """Copy one file that is not a directory, with all attributes, to a new ``name`` below ``dir_fd``."""
     attributes = read_attributes(source, status)
     if stat.S_ISREG(status.st_mode):
-        _copy_content(source, status.st_size, dir_fd, name)
+        _copy_content(source, status, dir_fd, name)
     elif stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(source), name, dir_fd=dir_fd)
     else:
@@ -71,13 +71,12 @@ def copy_file(source: bytes, status: os.stat_result, dir_fd: int, name: bytes) -
     os.utime(name, ns=(attributes.atime, attributes.mtime), dir_fd=dir_fd, follow_symlinks=False)
 
 
-def _copy_content(source: bytes, size: int, dir_fd: int, name: bytes) -> None:
+def _copy_content(source: bytes, status: os.stat_result, dir_fd: int, name: bytes) -> None:
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         writing = os.open(name, CREATE, 0o600, dir_fd=dir_fd)
         try:
-            while copied := os.copy_file_range(reading, writing, min(size, COPY_PIECE)):
-                size -= copied
+            copy_content(reading, writing, status)
         finally:
             os.close(writing)
     finally:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from containerkit.errors import BlobNotFound
+from containerkit.errors import BlobNotFound, ContentMismatch, InvalidDigest
 from containerkit.image.digest import Digest
-from containerkit.image.extract import write_all
+from containerkit.image.ingest import Ingest, Resumed
+from containerkit.image.leases import BLOB, hold
 from containerkit.image.stream import PIECE, Verified, wrong_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO, Self
+    from typing import BinaryIO
 
     from containerkit.image.model import Descriptor
+    from containerkit.image.transfer import BlobSource
+
+__all__ = ["BlobStore", "Ingest", "pieces_of"]
 
 
 class BlobStore:
     """Blobs below the state root ``root``; a source and a sink.
 
     What is there is whole: content is written to ``ROOT/ingest``, verified, synced and renamed. A second put of the
-    same content changes nothing, and two processes that put it at once both succeed.
+    same content changes nothing, and two processes that put it at once both succeed. Whatever is looked for, opened or
+    put under a :func:`~containerkit.image.leases.lease` is not collected while that lasts. Writing raises
+    :class:`~containerkit.errors.KernelError` (``ENOSPC``) with the path where the disk is full.
     """
 
     def __init__(self, root: str) -> None:
@@ -35,13 +40,12 @@ class BlobStore:
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether the blob is there in its full size."""
-        try:
-            return os.stat(self.path(descriptor.digest)).st_size == descriptor.size
-        except FileNotFoundError:
-            return False
+        hold(self._root, BLOB, descriptor.digest)
+        return _size(self.path(descriptor.digest)) == descriptor.size
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """The blob's content. Raises :class:`BlobNotFound`."""
+        hold(self._root, BLOB, descriptor.digest)
         try:
             return open(self.path(descriptor.digest), "rb", buffering=0)
         except FileNotFoundError as error:
@@ -74,14 +78,37 @@ class BlobStore:
     def put_bytes(self, content: bytes) -> Digest:
         """Keep ``content``, and give its digest."""
         digest = Digest.of(content)
+        hold(self._root, BLOB, digest)
+        if _size(self.path(digest)) == len(content):
+            return digest
         with self.ingest() as ingest:
             ingest.write(content)
             ingest.commit(digest)
         return digest
 
-    def ingest(self) -> Ingest:
-        """A new blob that is still being written."""
-        return Ingest(self, os.path.join(self._root, "ingest"))
+    def fetch(self, descriptor: Descriptor, source: BlobSource) -> None:
+        """Bring a blob in from ``source``, going on where an earlier attempt has ended.
+
+        A source with a method ``open_at(descriptor, offset)`` is asked only for the rest. Raises what ``source``
+        raises, :class:`SizeMismatch` and :class:`DigestMismatch`.
+        """
+        if self.has(descriptor):
+            return
+        with self.ingest(descriptor) as ingest:
+            try:
+                with Resumed(ingest, source, descriptor) as stream:
+                    Verified(stream, descriptor).drain()
+            except ContentMismatch:
+                if not ingest.offset:
+                    raise
+                ingest.restart()  # what was left behind was damaged
+                with Resumed(ingest, source, descriptor) as stream:
+                    Verified(stream, descriptor).drain()
+            ingest.commit(descriptor.digest)
+
+    def ingest(self, descriptor: Descriptor | None = None) -> Ingest:
+        """A blob that is still being written; one that may go on from an earlier attempt, where it is known which."""
+        return Ingest(self._root, descriptor)
 
     def remove(self, digest: Digest) -> None:
         """Remove the blob, if it is there."""
@@ -89,44 +116,18 @@ class BlobStore:
             os.unlink(self.path(digest))
 
     def digests(self) -> Iterator[Digest]:
-        """Every blob."""
+        """Every blob; files with other names are none."""
         for algorithm in os.listdir(os.path.join(self._root, "blobs")):
             for encoded in os.listdir(os.path.join(self._root, "blobs", algorithm)):
-                yield Digest(f"{algorithm}:{encoded}")
+                with suppress(InvalidDigest):
+                    yield Digest(f"{algorithm}:{encoded}")
 
 
-class Ingest:
-    """A blob that is being written; gone at the end of the ``with`` block unless it was committed."""
-
-    def __init__(self, store: BlobStore, directory: str) -> None:
-        self._store = store
-        self._fd, self._temporary = tempfile.mkstemp(prefix="blob-", dir=directory)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-        if self._temporary:
-            os.unlink(self._temporary)
-
-    def write(self, content: bytes | memoryview) -> None:
-        """Append."""
-        write_all(self._fd, content)
-
-    def commit(self, digest: Digest) -> None:
-        """Make it the blob ``digest``, which the caller has verified."""
-        os.fchmod(self._fd, 0o644)
-        os.fsync(self._fd)
-        path = self._store.path(digest)
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-        os.rename(self._temporary, path)
-        self._temporary = ""
-        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
 
 
 def pieces_of(stream: BinaryIO) -> Iterator[bytes]:

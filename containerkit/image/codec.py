@@ -1,20 +1,24 @@
 """From bytes to models: strict where a document could mislead, and never losing what it does not know.
 
 Everything here raises :class:`InvalidImage`, or its :class:`UnsupportedMediaType`, with the place and the reason.
+Documents are UTF-8. What two readers could read in two ways is refused: a key that stands twice in one object, a
+manifest that is an index too, half a surrogate pair, NaN. OCI artifacts parse; :func:`require_image` tells them apart.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import TYPE_CHECKING, Any
 
-from containerkit.errors import InvalidDigest, InvalidImage, UnsupportedMediaType
+from containerkit.errors import DigestMismatch, InvalidDigest, InvalidImage, NotAnImage, UnsupportedMediaType
 from containerkit.image.digest import Digest
+from containerkit.image.limits import STANDARD
 from containerkit.image.model import (
-    CONFIG_TYPES,
     DOCKER_LAYER,
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
+    EMPTY,
     INDEX_TYPES,
     MANIFEST_TYPES,
     OCI_INDEX,
@@ -31,13 +35,16 @@ from containerkit.image.model import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LARGEST_DOCUMENT = 4 << 20
-LARGEST_CONFIG = 8 << 20
+LARGEST_DOCUMENT = STANDARD.manifest
+LARGEST_CONFIG = STANDARD.config
+LARGEST_NUMBER = (1 << 63) - 1
+SHOWN = 80
 LAYER_TYPES = frozenset(
     {
         *(OCI_LAYER + suffix for suffix in ("", "+gzip", "+zstd")),
         *(f"application/vnd.oci.image.layer.nondistributable.v1.tar{suffix}" for suffix in ("", "+gzip", "+zstd")),
-        *(DOCKER_LAYER + suffix for suffix in ("", ".gzip", ".zstd")),
+        # No registered type says bzip2 or xz; archives that "docker load" takes have such layers.
+        *(DOCKER_LAYER + suffix for suffix in ("", ".gzip", ".zstd", ".bzip2", ".xz")),
         *(f"application/vnd.docker.image.rootfs.foreign.diff.tar{suffix}" for suffix in ("", ".gzip")),
     }
 )
@@ -64,9 +71,16 @@ class Document:
     def integer(self, key: str) -> int:
         """A number of bytes."""
         value = self.fields.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_NUMBER:
             raise self.invalid(key, "a non-negative integer")
         return value
+
+    def flag(self, key: str) -> bool:
+        """A boolean; absent and null are false."""
+        value = self.fields.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.invalid(key, "a boolean")
+        return bool(value)
 
     def digest(self, key: str) -> Digest:
         """A digest."""
@@ -104,15 +118,39 @@ class Document:
 
     def invalid(self, key: str, wanted: str) -> InvalidImage:
         """The error for a value of the wrong kind."""
-        return InvalidImage(f"{self.where}.{key} is {self.fields.get(key)!r:.80}, not {wanted}")
+        return InvalidImage(f"{self.where}.{key} is {_shown(self.fields.get(key))}, not {wanted}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:SHOWN]
+    except RecursionError:
+        return f"a {type(value).__name__}"
 
 
 def parse_json(raw: bytes, where: str) -> Document:
     """The JSON object in ``raw``."""
     try:
-        return Document(json.loads(raw), where)
+        text = raw.decode()
+        value = json.loads(text, object_pairs_hook=_unambiguous, parse_constant=_no_constant)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InvalidImage(f"{where} is not JSON: {error}") from error
+        raise InvalidImage(f"{where} is not JSON: {str(error)[:200]}") from error
+    return Document(value, where)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:SHOWN]!r} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def parse_document(raw: bytes, media_type: str = "") -> Manifest | Index:
@@ -141,41 +179,86 @@ def _index(document: Document, media_type: str, raw: bytes) -> Index:
     # A document that is both could be read as one by whoever signs it and as the other here.
     if "layers" in document.fields or "config" in document.fields:
         raise InvalidImage("the index has a manifest's layers or config")
-    manifests = tuple(_descriptor(child) for child in document.children("manifests"))
-    return Index(media_type, manifests, document.mapping("annotations"), raw)
+    manifests = tuple(parse_descriptor(child) for child in document.children("manifests"))
+    annotations, artifact = document.mapping("annotations"), document.text("artifactType")
+    return Index(media_type, manifests, annotations, raw, artifact, _subject(document))
 
 
 def _manifest(document: Document, media_type: str, raw: bytes) -> Manifest:
     if "manifests" in document.fields:
         raise InvalidImage("the manifest has an index's manifests")
-    config = _descriptor(document.child("config"))
-    layers = tuple(_descriptor(child) for child in document.children("layers"))
-    if config.media_type not in CONFIG_TYPES:
-        raise UnsupportedMediaType(
-            f"not a container image: its config is of the type {config.media_type}", media_type=config.media_type
-        )
-    for layer in layers:
+    config = parse_descriptor(document.child("config"))
+    layers = tuple(parse_descriptor(child) for child in document.children("layers"))
+    annotations, artifact = document.mapping("annotations"), document.text("artifactType")
+    if config.media_type == EMPTY and not artifact:
+        raise InvalidImage("the manifest has the empty config and no artifactType")
+    return Manifest(media_type, config, layers, annotations, raw, artifact, _subject(document))
+
+
+def _subject(document: Document) -> Descriptor | None:
+    return None if document.fields.get("subject") is None else parse_descriptor(document.child("subject"))
+
+
+def require_image(manifest: Manifest, name: str = "it") -> None:
+    """Raise :class:`NotAnImage` for an artifact, :class:`UnsupportedMediaType` for layers that cannot be unpacked."""
+    if manifest.is_artifact:
+        kind = manifest.artifact_type or manifest.config.media_type
+        message = f"{name} is not a container image, but an artifact of the type {kind}"
+        raise NotAnImage(message, media_type=kind, hint="it can be copied, not unpacked or run")
+    for layer in manifest.layers:
         if layer.media_type not in LAYER_TYPES:
             kind = layer.media_type
             raise UnsupportedMediaType(f"the layer {layer.digest} is of the unknown type {kind}", media_type=kind)
-    return Manifest(media_type, config, layers, document.mapping("annotations"), raw)
 
 
-def _descriptor(document: Document) -> Descriptor:
-    platform = document.fields.get("platform")
-    return Descriptor(
+def parse_descriptor(document: Document) -> Descriptor:
+    """A descriptor; its embedded content, where it has any, is verified (:class:`DigestMismatch`)."""
+    descriptor = Descriptor(
         media_type=document.text("mediaType", needed=True),
         digest=document.digest("digest"),
         size=document.integer("size"),
-        platform=_platform(document.child("platform")) if platform is not None else None,
+        platform=_index_platform(document),
         annotations=document.mapping("annotations"),
         urls=document.texts("urls"),
+        data=_data(document),
+        artifact_type=document.text("artifactType"),
     )
+    if descriptor.data is not None:
+        _verify_data(descriptor, descriptor.data, document.where)
+    return descriptor
+
+
+def _data(document: Document) -> bytes | None:
+    if document.fields.get("data") is None:
+        return None
+    try:
+        return base64.b64decode(document.text("data"), validate=True)
+    except ValueError:
+        raise document.invalid("data", "base64") from None
+
+
+def _verify_data(descriptor: Descriptor, data: bytes, where: str) -> None:
+    """Embedded content is as untrusted as any (OCI descriptor, "Embedded Content")."""
+    state = descriptor.digest.hasher()
+    state.update(data)
+    actual = Digest.from_hash(state)
+    if actual != descriptor.digest:
+        message = f"the data in {where} should be {descriptor.digest} and is {actual}"
+        raise DigestMismatch(message, expected=descriptor.digest, actual=actual)
+    if len(data) != descriptor.size:
+        raise InvalidImage(f"the data in {where} has {len(data)} bytes, not {descriptor.size}")
+
+
+def _index_platform(document: Document) -> Platform | None:
+    """The platform of an index's entry; one that says nothing is none."""
+    child = document.child("platform")
+    return _platform(child) if child.fields.get("os") or child.fields.get("architecture") else None
 
 
 def _platform(document: Document) -> Platform:
     os, architecture = document.text("os", needed=True), document.text("architecture", needed=True)
-    return Platform(os, architecture, document.text("variant"))
+    version, features = document.text("os.version"), document.texts("os.features")
+    return Platform(os, architecture, document.text("variant"), version, features)
 
 
 def parse_config(raw: bytes) -> ImageConfig:
@@ -184,24 +267,29 @@ def parse_config(raw: bytes) -> ImageConfig:
     rootfs = document.child("rootfs")
     if rootfs.text("type") != "layers":
         raise rootfs.invalid("type", "'layers'")
-    return ImageConfig(
+    config = ImageConfig(
         platform=_platform(document),
         diff_ids=tuple(as_digest(item, "config.rootfs.diff_ids") for item in rootfs.texts("diff_ids")),
         config=document.child("config").fields,
         created=document.text("created"),
         author=document.text("author"),
-        history=tuple(_history(step) for step in document.children("history", needed=False)),
+        history=tuple(parse_history(step) for step in document.children("history", needed=False)),
         raw=raw,
     )
+    told = sum(not step.empty_layer for step in config.history)
+    if told > len(config.diff_ids):
+        raise InvalidImage(f"the config's history has {told} steps with a layer, and {len(config.diff_ids)} diff ids")
+    return config
 
 
-def _history(step: Document) -> History:
+def parse_history(step: Document) -> History:
+    """One step."""
     return History(
         created=step.text("created"),
         created_by=step.text("created_by"),
         comment=step.text("comment"),
         author=step.text("author"),
-        empty_layer=step.fields.get("empty_layer") is True,
+        empty_layer=step.flag("empty_layer"),
     )
 
 
@@ -214,8 +302,30 @@ def as_digest(text: str, where: str) -> Digest:
 
 
 def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
-    """A descriptor as JSON wants it, for a manifest of our own."""
-    return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+    """A descriptor as JSON wants it, for a manifest of our own: all that it has, and nothing that it has not."""
+    found: dict[str, Any] = {
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+        "urls": list(descriptor.urls),
+        "annotations": dict(descriptor.annotations),
+        "data": None if descriptor.data is None else base64.b64encode(descriptor.data).decode(),
+        "platform": platform_json(descriptor.platform) if descriptor.platform else None,
+        "artifactType": descriptor.artifact_type,
+    }
+    return {key: value for key, value in found.items() if value or value == 0 or (key == "data" and value is not None)}
+
+
+def platform_json(platform: Platform) -> dict[str, Any]:
+    """A platform as JSON wants it."""
+    found = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "os.version": platform.os_version,
+        "os.features": list(platform.os_features),
+        "variant": platform.variant,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

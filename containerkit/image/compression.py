@@ -1,6 +1,7 @@
-"""Layers as they travel: plain, gzip (any number of members) or zstd (any number of frames), told by their first bytes.
+"""Layers as they travel: plain, gzip, zstd, bzip2 or xz, told by their first bytes.
 
-Inflating is what a pull spends most of its time on; ``isal`` does it in half of zlib's time where it is installed.
+Any number of gzip members, zstd frames and bzip2 or xz streams may follow each other. Inflating is what a pull spends
+most of its time on; ``isal`` does it in half of zlib's time where it is installed.
 """
 
 from __future__ import annotations
@@ -9,44 +10,80 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import CorruptLayer
+from containerkit.image.limits import STANDARD, check_layer_size, check_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from containerkit.image.limits import ImageLimits
+
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC = (b"\x2a\x4d\x18", range(0x50, 0x60))
-LONGEST_MAGIC = 4
+BZIP2_MAGIC = b"BZh"
+BZIP2_BLOCKS = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")  # of a block, of the end
+XZ_MAGIC = b"\xfd7zXZ\0"
+LONGEST_MAGIC = 10
 GZIP_FORMAT = 31
 MOST_AT_ONCE = 4 << 20
 LARGEST_WINDOW = 128 << 20
-ZSTD_SLICE = 4 << 10
+XZ_MEMORY = 256 << 20
+ZSTD_FIRST_SLICE, ZSTD_SLICE = 64, 4 << 10
 ZSTD_PIECE = 1 << 20
 
 
-def decompressed(read: Callable[[], bytes]) -> Callable[[], bytes]:
+def decompressed(
+    read: Callable[[], bytes], limits: ImageLimits = STANDARD, count: Callable[[int], object] | None = None
+) -> Callable[[], bytes]:
     """A reader of the plain content behind ``read``; both give pieces of any size, and an empty one at the end.
 
-    The returned reader raises :class:`CorruptLayer` for content that is damaged or ends too early.
+    The returned reader raises :class:`CorruptLayer` for content that is damaged or ends too early,
+    :class:`CompressionBomb` and :class:`LayerTooLarge` for content beyond ``limits``, at most one piece (4 MiB) later.
+    ``count`` is told how many bytes have come out so far, before each piece and at the end.
     """
-    pieces = _pieces(read)
-    return lambda: next(pieces, b"")
+    taken = given = 0
+
+    def counted() -> bytes:
+        nonlocal taken
+        piece = read()
+        taken += len(piece)
+        return piece
+
+    pieces = _pieces(counted)
+
+    def following() -> bytes:
+        nonlocal given
+        # What has come out so far is given before it is found too much, so that the error can name the entry.
+        check_layer_size(given, limits)
+        check_ratio(given, taken, limits)
+        if count is not None:
+            count(given)
+        piece = next(pieces, b"")
+        given += len(piece)
+        return piece
+
+    return following
 
 
 def _pieces(read: Callable[[], bytes]) -> Iterator[bytes]:
     head = b""
     while len(head) < LONGEST_MAGIC and (piece := read()):
         head += piece
-    if head.startswith(GZIP_MAGIC):
-        return _gunzip(head, read)
-    if is_zstd(head):
-        return _unzstd(head, read)
-    return _plain(head, read)
+    return _READERS[compression_of(head)](head, read)
 
 
 def compression_of(head: bytes) -> str:
-    """``gzip``, ``zstd`` or nothing, from the first four bytes."""
-    return "gzip" if head.startswith(GZIP_MAGIC) else "zstd" if is_zstd(head) else ""
+    """``gzip``, ``zstd``, ``bzip2``, ``xz`` or nothing, from the first ten bytes; four will mostly do.
+
+    With four, a tar whose first name begins with ``BZh9`` cannot be told from bzip2.
+    """
+    if head.startswith(GZIP_MAGIC):
+        return "gzip"
+    if is_zstd(head):
+        return "zstd"
+    if head[:3] == BZIP2_MAGIC and head[3:4] in b"123456789" and head[4:10] in (head[4:4], *BZIP2_BLOCKS):
+        return "bzip2"
+    return "xz" if len(head) >= 4 and XZ_MAGIC.startswith(head[:6]) else ""  # noqa: PLR2004
 
 
 def is_zstd(head: bytes) -> bool:
@@ -94,17 +131,20 @@ def _inflater() -> tuple[Callable[[], Any], type[Exception]]:
 
 
 def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
-    """Frame after frame. The input goes in by small slices, for four bytes of it may stand for 128 KiB of output."""
+    """Frame after frame. The input goes in by small slices, for four bytes of it may stand for 128 KiB of output.
+
+    They begin with 64 bytes, double up to 4 KiB while little comes of them, and are small again after much.
+    """
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
     frame: Any = None
     ready: list[bytes] = []
-    size = 0
+    size, slice_size = 0, ZSTD_FIRST_SLICE
     left = memoryview(data)
     while left or (left := memoryview(read())):
         frame = frame or decompressor.decompressobj()
-        part, left = left[:ZSTD_SLICE], left[ZSTD_SLICE:]
+        part, left = left[:slice_size], left[slice_size:]
         try:
             plain = frame.decompress(part)
         except zstandard.ZstdError as error:
@@ -112,6 +152,7 @@ def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
         if frame.eof:
             left = memoryview(frame.unused_data + bytes(left)) if frame.unused_data else left
             frame = None
+        slice_size = min(2 * slice_size, ZSTD_SLICE) if len(plain) < ZSTD_PIECE else ZSTD_FIRST_SLICE
         ready.append(plain)
         size += len(plain)
         if size >= ZSTD_PIECE:
@@ -121,3 +162,51 @@ def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
         raise CorruptLayer("the zstd data is truncated")
     if size:
         yield b"".join(ready)
+
+
+def _bunzip2(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+    import bz2
+
+    return _streams(data, read, bz2.BZ2Decompressor, (OSError, ValueError), "bzip2")
+
+
+def _unxz(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+    import lzma
+
+    def make() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+
+    return _streams(data, read, make, (lzma.LZMAError, EOFError), "xz")
+
+
+def _streams(
+    data: bytes, read: Callable[[], bytes], make: Callable[[], Any], damaged: tuple[type[Exception], ...], name: str
+) -> Iterator[bytes]:
+    """Stream after stream, zero padding between them; input that is not taken at once waits inside."""
+    stream: Any = None
+    while data or (stream is not None and not stream.needs_input) or (data := read()):
+        if stream is None:
+            data = data.lstrip(b"\0")
+            if not data:
+                continue
+            stream = make()
+        try:
+            plain = stream.decompress(data, MOST_AT_ONCE)
+        except damaged as error:
+            raise CorruptLayer(f"damaged {name} data: {error}") from error
+        data = b""
+        if stream.eof:
+            data, stream = stream.unused_data, None
+        if plain:
+            yield plain
+    if stream is not None:
+        raise CorruptLayer(f"the {name} data is truncated")
+
+
+_READERS: dict[str, Callable[[bytes, Callable[[], bytes]], Iterator[bytes]]] = {
+    "": _plain,
+    "gzip": _gunzip,
+    "zstd": _unzstd,
+    "bzip2": _bunzip2,
+    "xz": _unxz,
+}

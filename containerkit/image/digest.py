@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from _hashlib import HASH
     from typing import Self
 
-LENGTHS = {"sha256": 64, "sha512": 128}
+LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
+REGISTERED = frozenset({"blake3"})  # by the OCI image specification, and not here: hashlib has no such thing
+ALGORITHM = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+._-")
 HEX = frozenset("0123456789abcdef")
 
 
 class Digest(str):
     """A validated digest. Compares, hashes and prints as the string that it is.
 
-    Raises :class:`InvalidDigest` for anything but lower-case sha256 or sha512.
+    Raises :class:`InvalidDigest` for anything but lower-case sha256, sha384 or sha512; other algorithms are named.
     """
 
     __slots__ = ()
@@ -26,7 +28,7 @@ class Digest(str):
         """``value`` itself, once it has been checked."""
         algorithm, _, encoded = value.partition(":")
         if LENGTHS.get(algorithm) != len(encoded) or not HEX.issuperset(encoded):
-            raise InvalidDigest(f"not a digest: {value[:160]!r}", hint="sha256: and 64 lower-case hexadecimal digits")
+            raise _invalid(value, algorithm)
         return super().__new__(cls, value)
 
     @classmethod
@@ -41,7 +43,7 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """``sha256`` or ``sha512``."""
+        """``sha256``, ``sha384`` or ``sha512``."""
         return self.partition(":")[0]
 
     @property
@@ -57,6 +59,17 @@ class Digest(str):
     def hasher(self) -> HASH:
         """A fresh hash object of this digest's algorithm."""
         return new_hash(self.algorithm)
+
+
+def _invalid(value: str, algorithm: str) -> InvalidDigest:
+    if ":" in value and algorithm not in LENGTHS and algorithm and ALGORITHM.issuperset(algorithm):
+        state = "registered, but not supported here" if algorithm in REGISTERED else "unknown"
+        return InvalidDigest(
+            f"not a digest: the algorithm {algorithm[:40]!r} is {state}", hint=f"known are {', '.join(LENGTHS)}"
+        )
+    digits = LENGTHS.get(algorithm, LENGTHS["sha256"])
+    wanted = algorithm if algorithm in LENGTHS else "sha256"
+    return InvalidDigest(f"not a digest: {value[:160]!r}", hint=f"{wanted}: and {digits} lower-case hexadecimal digits")
 
 
 def new_hash(algorithm: str = "sha256", content: bytes | memoryview = b"") -> HASH:

@@ -17,7 +17,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from containerkit.errors import CorruptLayer, KernelError, UnsafeEntry
+from containerkit.errors import CorruptLayer, KernelError, LayerError, UnsafeEntry
 from containerkit.image import layer
 from containerkit.image.attributes import CREATE, Attributes, copy_file, read_attributes, set_xattrs
 from containerkit.image.merged import OPAQUE, MergedView, is_whiteout
@@ -42,6 +42,10 @@ class LowersNeeded(Exception):
     """The layer refers to lower ones, which the caller has not given yet: start again with them."""
 
 
+class _NoDirectory(CorruptLayer):
+    """An entry below what is no directory."""
+
+
 class Extractor:
     """Unpacks one layer into the new, empty directory ``path``; a context manager.
 
@@ -59,6 +63,8 @@ class Extractor:
         os.fchmod(self._root, 0o700)
         self._parents: dict[bytes, tuple[int, bytes]] = {b"": (self._root, b"")}
         self._directories: dict[bytes, Attributes | Entry] = {}
+        self._copied: set[bytes] = set()  # for the sake of hard links to them
+        self._hides_all = False
         self._kinds = {
             layer.FILE: self._file,
             layer.LINK: self._link,
@@ -82,6 +88,9 @@ class Extractor:
         while entry := reader.next():
             try:
                 self._unpack(entry)
+            except LayerError as error:
+                error.entry = entry.display  # the message may speak of a directory on the way
+                raise
             except OSError as error:
                 if error is reader.failure:
                     raise  # the stream broke, not the unpacking
@@ -92,17 +101,25 @@ class Extractor:
         if b"" not in self._directories:
             root = os.fsencode(parent) if parent else None
             self._directories[b""] = read_attributes(root, os.lstat(root)) if root else Attributes()
+        if self._hides_all:
+            for name in {name for lower in self._lowers or () for name in os.listdir(os.fsencode(lower))}:
+                self._whiteout(WHITEOUT + name, self._root, b"")
         for path in sorted(self._directories, reverse=True):
             fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
-                self._dress(fd, self._directories[path], created=0o700)
+                self._dress_directory(fd, self._directories[path])
             finally:
                 os.close(fd)
 
     def _unpack(self, entry: Entry) -> None:
         path = clean(entry.name)
         head, _, base = path.rpartition(b"/")
-        parent = self._parents.get(head) or self._enter_next(head)
+        try:
+            parent = self._parents.get(head) or self._enter_next(head)
+        except _NoDirectory as error:
+            if base.startswith(WHITEOUT):
+                return  # umoci deletes one by one what lay in a directory that is a file now
+            raise CorruptLayer(error.message, entry=error.entry) from None
         if base.startswith(WHITEOUT):
             self._whiteout(base, *parent)
         elif not path:
@@ -159,12 +176,15 @@ class Extractor:
             set_xattrs(fd, entry.xattrs)
         os.utime(fd, ns=(entry.atime, entry.mtime))
 
+    def _dress_directory(self, fd: int, attributes: Entry | Attributes) -> None:
+        self._dress(fd, attributes, created=0o700)
+
     def _directory(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
         self._make_directory(base, dir_fd, real)
         self._directories[join(real, base)] = entry
 
     def _make_directory(self, base: bytes, dir_fd: int, real: bytes) -> None:
-        """Make it, or keep the one that is there. A whiteout in its place makes it opaque."""
+        """Make it, or keep the one that is there. What it takes the place of makes it opaque."""
         try:
             os.mkdir(base, 0o700, dir_fd=dir_fd)
         except FileExistsError:
@@ -173,8 +193,7 @@ class Extractor:
                 return
             self._clear(base, dir_fd, real)
             os.mkdir(base, 0o700, dir_fd=dir_fd)
-            if is_whiteout(status):
-                os.setxattr(fd_path(dir_fd, base), OPAQUE, b"y")
+            os.setxattr(fd_path(dir_fd, base), OPAQUE, b"y")
 
     def _symlink(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
         try:
@@ -236,11 +255,17 @@ class Extractor:
         dir_fd, real = self._parents.get(real_head) or self._enter(real_head)
         if not _exists(base, dir_fd):
             copy_file(found.path, found.stat, dir_fd, base)
+            self._copied.add(join(real, base))
         return dir_fd, real, base
 
     def _whiteout(self, base: bytes, dir_fd: int, real: bytes) -> None:
         if base == WHITEOUT_OPAQUE:
-            os.setxattr(fd_path(dir_fd), OPAQUE, b"y")
+            if real:
+                os.setxattr(fd_path(dir_fd), OPAQUE, b"y")
+            elif self._lowers is None:
+                raise LowersNeeded
+            else:
+                self._hides_all = True  # overlay merges roots, whatever is on them
             return
         name = base[len(WHITEOUT) :]
         if base.startswith(WHITEOUT_META):  # aufs's own bookkeeping
@@ -248,6 +273,9 @@ class Extractor:
         if name in {b"", b".", b".."}:
             shown = os.fsdecode(join(real, base))
             raise UnsafeEntry(f"{shown!r} would delete a directory from inside", entry=shown)
+        if join(real, name) in self._copied:
+            self._copied.discard(join(real, name))
+            os.unlink(name, dir_fd=dir_fd)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
         except FileExistsError:
@@ -285,17 +313,21 @@ class Extractor:
             dir_fd = openat2(self._root, parent or b".", DIRECTORY, resolve=STRICT)
             try:
                 status = _status(part, dir_fd)
-                if status is None or is_whiteout(status):
+                if status is None or self._in_the_way(path, status):
                     self._make_directory(part, dir_fd, parent)
                     inherits = found is not None and stat.S_ISDIR(found.stat.st_mode)
                     self._directories[path] = read_attributes(*found) if found and inherits else Attributes()
                 elif not stat.S_ISDIR(status.st_mode):
                     name = os.fsdecode(head)
-                    raise CorruptLayer(f"{os.fsdecode(path)!r} is no directory, and has entries below", entry=name)
+                    raise _NoDirectory(f"{os.fsdecode(path)!r} is no directory, and has entries below", entry=name)
             finally:
                 os.close(dir_fd)
             parent = path
         return real
+
+    def _in_the_way(self, _: bytes, status: os.stat_result) -> bool:
+        """Whether a directory may take the place of what this layer's tree has there."""
+        return is_whiteout(status)
 
     def _view(self) -> MergedView:
         if self._lowers is None:
@@ -307,6 +339,7 @@ class Extractor:
         status = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(base, dir_fd=dir_fd)
+            self._copied.discard(join(real, base))
             return
         import shutil
 

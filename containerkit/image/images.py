@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from containerkit.errors import AmbiguousImage, ImageInUse, ImageNotFound, InvalidReference
 from containerkit.image.digest import HEX, Digest
 from containerkit.image.reference import Reference
 from containerkit.image.runconfig import RunConfig
+from containerkit.image.workbench import Workbench
+from containerkit.state import WHOLE, driver_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
+    from typing import BinaryIO
 
+    from containerkit.image.archive import Archive
     from containerkit.image.install import Installed
-    from containerkit.image.model import ImageConfig, Layer, Manifest
-    from containerkit.image.transfer import Remote
+    from containerkit.image.layout import Stored
+    from containerkit.image.limits import ImageLimits
+    from containerkit.image.model import Descriptor, ImageConfig, Layer, Manifest, Platform
+    from containerkit.image.transfer import BlobSource, Connect
     from containerkit.state import State
 
 COLUMNS = "id, manifest, media_type, run, layers, size, created_ns"
@@ -33,7 +40,7 @@ class Image:
     ``id`` is the digest of its config, ``digest`` that of its manifest; ``names`` are in Docker's familiar form.
     """
 
-    __slots__ = ("_root", "created_ns", "digest", "id", "lowers", "media_type", "names", "run", "size")
+    __slots__ = ("_layers", "_root", "created_ns", "digest", "id", "media_type", "names", "run", "size")
 
     def __init__(self, root: str, row: tuple[str, str, str, str, str, int, int], names: tuple[str, ...]) -> None:
         identity, manifest, media_type, run, layers, size, created_ns = row
@@ -42,13 +49,18 @@ class Image:
         self.digest = Digest(manifest)
         self.media_type = media_type
         self.run = RunConfig.from_json(run)
-        #: Directories of the unpacked layers, top layer first.
-        self.lowers = tuple(
-            os.path.join(root, "layers", chain_id.partition(":")[2]) for chain_id in reversed(json.loads(layers))
-        )
+        self._layers = layers
         self.size = size
         self.created_ns = created_ns
         self.names = names
+
+    @property
+    def lowers(self) -> tuple[str, ...]:
+        """Directories that together are its files, top layer first; one alone where the driver keeps whole trees."""
+        chain = json.loads(self._layers)[::-1]
+        if driver_of(self._root) in WHOLE:
+            del chain[1:]
+        return tuple(os.path.join(self._root, "layers", chain_id.partition(":")[2]) for chain_id in chain)
 
     @property
     def manifest(self) -> Manifest:
@@ -73,6 +85,21 @@ class Image:
 
         return match_layers(self.manifest, self.config)
 
+    @property
+    def descriptor(self) -> Descriptor:
+        """The manifest by media type, digest and size."""
+        from containerkit.image.blobs import BlobStore
+        from containerkit.image.model import Descriptor
+
+        return Descriptor(self.media_type, self.digest, os.stat(BlobStore(self._root).path(self.digest)).st_size)
+
+    def has_name(self, name: str) -> bool:
+        """Whether ``name`` is one of its names, in any form."""
+        try:
+            return Reference.parse(name).familiar in self.names
+        except InvalidReference:
+            return False
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and (self.id, self._root) == (other.id, other._root)
 
@@ -83,12 +110,14 @@ class Image:
         return f"<Image {self.id.short} {' '.join(self.names)}".rstrip() + ">"
 
 
-class Images:
+class Images(Workbench):
     """The images of one state root. ``connect`` gives the registry's repository of a reference."""
 
-    def __init__(self, state: State, connect: Callable[[Reference], Remote]) -> None:
+    def __init__(self, state: State, connect: Connect) -> None:
         self._state = state
         self._connect = connect
+        #: How much an image may ask for; None means the standard limits.
+        self.limits: ImageLimits | None = None
 
     def get(self, name: str) -> Image:
         """The image of a name, an id or the beginning of an id.
@@ -134,26 +163,26 @@ class Images:
                 )
             if not database.execute("DELETE FROM images WHERE id = ?", (identity,)).changes:
                 raise ImageNotFound(f"image {identity} is no longer here")
-        from containerkit.image.sweep import sweep
+        from containerkit.image.gc import gc as sweep
 
         sweep(self._state)
 
-    def pull(self, name: str) -> Image:
+    def pull(self, name: str, *, platform: Platform | str | None = None) -> Image:
         """Bring an image in from its registry; what is here already is not fetched again.
 
+        ``platform`` (``linux/arm64/v8``) is another than this machine's.
         Raises :class:`ImageNotFound`, :class:`PlatformMismatch`, :class:`InvalidImage`, :class:`ContentMismatch`,
         :class:`LayerError` and :class:`RegistryError`, and then leaves nothing of the image.
         """
-        from containerkit.image.install import Installer
-        from containerkit.image.sweep import bringing_in
+        from containerkit.image.gc import bringing_in
 
         reference = Reference.parse(name)
-        remote = self._connect(reference)
+        remote = self._connect(reference, push=False)
         try:
             with bringing_in(self._state):
                 descriptor, body = remote.resolve(reference)
-                installed = Installer(self._state.root, remote, reference.familiar).install(descriptor, body)
-                return self._commit(installed, (_stored_name(reference),))
+                stored = (_stored_name(reference),)
+                return self._install(remote, descriptor, body, reference.familiar, stored, platform)
         finally:
             remote.close()
 
@@ -163,63 +192,99 @@ class Images:
         Raises :class:`ImageNotFound` and :class:`RegistryError`.
         """
         from containerkit.image.blobs import BlobStore
-        from containerkit.image.model import Descriptor
+        from containerkit.image.leases import lease, touch
         from containerkit.image.transfer import copy_image
 
         reference = Reference.parse(name)
-        image = self.get(name)
-        blobs = BlobStore(self._state.root)
-        root = Descriptor(image.media_type, image.digest, os.stat(blobs.path(image.digest)).st_size)
-        remote = self._connect(reference)
-        try:
-            body = copy_image(root, blobs, remote)
-            return remote.put_manifest(reference, image.media_type, body)
-        finally:
-            remote.close()
+        with lease(self._state):
+            image = self.get(name)
+            touch(self._state, image.id)
+            remote = self._connect(reference, push=True)
+            try:
+                body = copy_image(image.descriptor, BlobStore(self._state.root), remote)
+                return remote.put_manifest(reference, image.media_type, body)
+            finally:
+                remote.close()
 
-    def load(self, path: str | os.PathLike[str], tag: str | None = None) -> Image:
+    def load(self, path: str | os.PathLike[str] | BinaryIO, tag: str | None = None) -> Image:
         """Bring an image in from an OCI layout (directory or tar) or a docker archive (tar, also compressed).
 
-        ``tag`` says which, where the archive has several, by its full name or its name in the layout. One image alone
-        is loaded whatever its name, and is given the name ``tag``.
+        ``path`` may be a binary file or pipe. ``tag`` says which, where the archive has several, by its full name or
+        its name in the layout. One image alone is loaded whatever its name, and is given the name ``tag``.
         Raises :class:`InvalidArchive`, :class:`AmbiguousImage`, :class:`ImageNotFound` and what :meth:`pull` raises.
         """
-        from containerkit.image.archive import open_archive
-        from containerkit.image.install import Installer
-        from containerkit.image.sweep import bringing_in
+        with self._archive(path) as archive:
+            return self._load(archive, archive.choose(tag))
 
-        with bringing_in(self._state), open_archive(os.fspath(path), self._state.path("ingest")) as archive:
-            chosen = archive.choose(tag)
-            body = archive.manifest(chosen)
-            installed = Installer(self._state.root, archive, chosen.label).install(chosen.descriptor, body)
-            return self._commit(installed, chosen.names)
+    def load_all(self, path: str | os.PathLike[str] | BinaryIO) -> tuple[Image, ...]:
+        """Bring in every image of an archive or layout; else as :meth:`load`."""
+        with self._archive(path) as archive:
+            return tuple(self._load(archive, stored) for stored in archive.images())
+
+    @contextmanager
+    def _archive(self, path: str | os.PathLike[str] | BinaryIO) -> Iterator[Archive]:
+        from containerkit.image.archive import open_archive
+        from containerkit.image.gc import bringing_in
+
+        place = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+        with bringing_in(self._state), open_archive(place, self._state.path("ingest")) as archive:
+            yield archive
+
+    def _load(self, archive: Archive, stored: Stored) -> Image:
+        return self._install(archive, stored.descriptor, archive.manifest(stored), stored.label, stored.names)
 
     def import_rootfs(self, path: str | os.PathLike[str], tag: str) -> Image:
         """Make a one-layer image of a root file system, a directory or a tar (also compressed), and name it ``tag``.
 
         Raises :class:`InvalidReference`, :class:`LayerError` and ``FileNotFoundError``.
         """
-        from containerkit.image.install import Installer
+        from containerkit.image.gc import bringing_in
         from containerkit.image.rootfs import make_image
-        from containerkit.image.sweep import bringing_in
 
         reference = Reference.parse(tag)
         with bringing_in(self._state):
             blobs, descriptor, body = make_image(os.fspath(path), self._state.root)
-            installed = Installer(self._state.root, blobs, tag).install(descriptor, body)
-            return self._commit(installed, (_stored_name(reference),))
+            return self._install(blobs, descriptor, body, tag, (_stored_name(reference),))
 
-    def _commit(self, installed: Installed, names: tuple[str, ...]) -> Image:
-        """The last step: what is all here gets its row and its names at once."""
-        row = (*installed[:4], json.dumps(installed.layers), *installed[5:])
-        with self._state.transaction() as database:
-            database.execute(
-                f"INSERT INTO images ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "  # noqa: S608
-                "manifest = excluded.manifest, media_type = excluded.media_type, size = excluded.size",
-                row,
-            )
-            for name in names:
-                database.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (name, installed.id))
+    def install(self, source: BlobSource, descriptor: Descriptor, name: str | None = None) -> Image:
+        """Bring in the image of a manifest or index that ``source`` has, and give it a name, if there is one.
+
+        Raises what :meth:`pull` raises.
+        """
+        from containerkit.image.codec import LARGEST_DOCUMENT
+        from containerkit.image.gc import bringing_in
+        from containerkit.image.stream import read_verified
+
+        names = (_stored_name(Reference.parse(name)),) if name else ()
+        with bringing_in(self._state):
+            with source.open(descriptor) as stream:
+                body = read_verified(stream, descriptor, LARGEST_DOCUMENT)
+            return self._install(source, descriptor, body, name or descriptor.digest, names)
+
+    def _install(
+        self,
+        source: BlobSource,
+        descriptor: Descriptor,
+        body: bytes,
+        label: str,
+        names: tuple[str, ...],
+        platform: Platform | str | None = None,
+    ) -> Image:
+        from containerkit.image.install import Installer
+        from containerkit.image.limits import STANDARD
+        from containerkit.image.platform import parse
+
+        wanted = parse(platform) if isinstance(platform, str) else platform
+        limits = self.limits or STANDARD
+        installer = Installer(self._state.root, source, label, platform=wanted, limits=limits)
+        installed = installer.install(descriptor, body)
+        return self.register(installed, names)
+
+    def register(self, installed: Installed, names: tuple[str, ...]) -> Image:
+        """The last step: what is all here gets its row and its (canonical) names at once."""
+        from containerkit.image.record import record_image
+
+        record_image(self._state, installed, names)
         return self._image(installed.id)
 
     def _image(self, identity: str) -> Image:

@@ -10,25 +10,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import InvalidImage
-from containerkit.image import platform
+from containerkit.errors import ImageTooLarge, InvalidImage, LayerTooLarge, PlatformMismatch
+from containerkit.image import platform as platforms
 from containerkit.image.blobs import BlobStore
-from containerkit.image.codec import LARGEST_CONFIG, LARGEST_DOCUMENT, parse_config, parse_document
+from containerkit.image.codec import parse_config, parse_document, require_image
+from containerkit.image.limits import STANDARD, Meter, check_document, check_layer_size, check_layers
 from containerkit.image.model import Index, Layer
 from containerkit.image.runconfig import RunConfig
 from containerkit.image.stream import read_verified
 from containerkit.image.unpack import Below, LayerInstaller
 from containerkit.linux.paths import private_umask
+from containerkit.linux.sync import syncfs
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from containerkit.image.digest import Digest
-    from containerkit.image.model import Descriptor, ImageConfig, Manifest
+    from containerkit.image.limits import ImageLimits
+    from containerkit.image.model import Descriptor, ImageConfig, Manifest, Platform
     from containerkit.image.transfer import BlobSource
 
 LAYERS_AT_ONCE = 3
-DEEPEST_INDEX = 4
 
 
 class Installed(NamedTuple):
@@ -44,27 +46,45 @@ class Installed(NamedTuple):
 
 
 class Installer:
-    """Installs images of one source below ``root``, whose lock the caller holds (:func:`.locks.shared`)."""
+    """Installs one image of a source below ``root``, whose lock the caller holds (:func:`.locks.shared`).
 
-    def __init__(self, root: str, source: BlobSource, name: str) -> None:
+    ``platform`` says which image of an index is wanted, by default the one that fits this machine best.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        source: BlobSource,
+        name: str,
+        *,
+        platform: Platform | None = None,
+        limits: ImageLimits = STANDARD,
+    ) -> None:
         self._source = source
         self._name = name
+        self._platform = platform
+        self._limits = limits
+        self._reads = 0
         self._blobs = BlobStore(root)
         self._cancelled = threading.Event()
         self._failures: list[BaseException] = []
-        self._installer = LayerInstaller(root, source, self._cancelled)
+        self._installer = LayerInstaller(root, source, self._cancelled, Meter(limits))
 
     def install(self, root: Descriptor, body: bytes) -> Installed:
         """Install the image of the manifest or index ``body``, whose digest has been verified.
 
-        Raises :class:`PlatformMismatch`, :class:`InvalidImage`, :class:`ContentMismatch`, :class:`LayerError` and what
-        the source raises.
+        Raises :class:`PlatformMismatch`, :class:`NotAnImage`, :class:`InvalidImage`, :class:`ContentMismatch`,
+        :class:`LayerError`, :class:`LimitExceeded` and what the source raises.
         """
-        descriptor, manifest = self._choose(root, body, DEEPEST_INDEX)
+        descriptor, manifest = self._choose(root, body, self._limits.index_depth)
+        require_image(manifest, self._name)
+        self._check_sizes(manifest)
         config = self._config(manifest)
         layers = match_layers(manifest, config)
         run = RunConfig.from_config(config)
         self._install_layers(layers)
+        if self._installer.unpacked:
+            syncfs(self._installer.directory)  # once an image: what gets a row is whole, also after a power failure
         self._blobs.put_bytes(config.raw)
         self._blobs.put_bytes(manifest.raw)
         size = manifest.config.size + sum(layer.size for layer in manifest.layers)
@@ -72,23 +92,54 @@ class Installer:
         identity = manifest.config.digest
         return Installed(identity, descriptor.digest, manifest.media_type, run.to_json(), chain, size, time.time_ns())
 
+    def _check_sizes(self, manifest: Manifest) -> None:
+        """Before anything of it is fetched: how many layers there are, and how large they say they are."""
+        check_layers(len(manifest.layers), self._limits)
+        for layer in manifest.layers:
+            try:
+                check_layer_size(layer.size, self._limits, "declares")
+            except LayerTooLarge as error:
+                error.layer = layer.digest
+                raise
+
     def _choose(self, descriptor: Descriptor, body: bytes, depth: int) -> tuple[Descriptor, Manifest]:
         document = parse_document(body, descriptor.media_type)
         if not isinstance(document, Index):
             return descriptor, document
         if not depth:
-            raise InvalidImage(f"{self._name} has indexes within indexes without end")
-        chosen = platform.choose(document.manifests, self._name)
-        return self._choose(chosen, self._document(chosen, LARGEST_DOCUMENT), depth - 1)
+            raise self._too_deep("index_depth", self._limits.index_depth)
+        candidates = platforms.candidates(document.manifests, self._platform)
+        failure = platforms.mismatch(
+            self._name, [item.platform for item in document.manifests if item.platform], self._platform
+        )
+        for candidate in candidates:
+            try:
+                return self._choose(candidate, self._read_document(candidate), depth - 1)
+            except PlatformMismatch as error:  # of an index that named no platform
+                failure = error
+        raise failure
 
-    def _document(self, descriptor: Descriptor, limit: int) -> bytes:
+    def _read_document(self, descriptor: Descriptor) -> bytes:
+        self._reads += 1
+        if self._reads > self._limits.index_reads:
+            raise self._too_deep("index_reads", self._limits.index_reads)
+        return self._document(descriptor, "manifest")
+
+    def _too_deep(self, limit: str, allowed: int) -> ImageTooLarge:
+        message = f"{self._name} has indexes within indexes without end: more than {allowed} {limit[6:]}"
+        return ImageTooLarge(message, limit=limit, allowed=allowed, found=allowed + 1)
+
+    def _document(self, descriptor: Descriptor, kind: str) -> bytes:
+        check_document(descriptor.size, kind, self._limits)
+        if descriptor.data is not None:
+            return descriptor.data
         source = self._blobs if self._blobs.has(descriptor) else self._source
         with source.open(descriptor) as stream:
-            return read_verified(stream, descriptor, limit)
+            return read_verified(stream, descriptor, descriptor.size)
 
     def _config(self, manifest: Manifest) -> ImageConfig:
-        config = parse_config(self._document(manifest.config, LARGEST_CONFIG))
-        platform.check(config.platform, self._name)
+        config = parse_config(self._document(manifest.config, "config"))
+        platforms.check(config.platform, self._name, self._platform)
         return config
 
     def _install_layers(self, layers: tuple[Layer, ...]) -> None:

@@ -1,8 +1,10 @@
 """Reading layers: a streaming tar reader.
 
-ustar, pax (POSIX.1-2008), old GNU (long names, base-256 numbers, sparse files) and star. As in Go's ``archive/tar``,
-whose reading all OCI tools share: the end may come without the two zero blocks, pax global headers are not applied,
-and links, directories and devices have no data whatever their size field says.
+ustar, pax (POSIX.1-2008), old GNU (long names, base-256 numbers, sparse files), star and what came before ustar. As in
+Go's ``archive/tar``, whose reading all OCI tools share: the end may come without the two zero blocks, whatever follows
+them is ignored, and pax global headers are not applied. Links, directories and devices have no data whatever their
+size field says, unless data follows where the next header would be (GNU dumpdirs, pax links with a body): it is
+skipped. Volume labels are skipped; the continuation of a file from another volume, and every unknown type, is refused.
 """
 
 from __future__ import annotations
@@ -12,23 +14,31 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import CorruptLayer
+from containerkit.errors import CorruptLayer, FileTooLarge, LayerError, PathTooLong, TooManyEntries, UnsafeEntry
+from containerkit.image.limits import STANDARD, check_layer_size
 from containerkit.image.sparse import Sparse, pax_sparse, read_gnu_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from containerkit.image.limits import ImageLimits
+
 BLOCK = 512
-LARGEST_META = 1 << 20
 ZERO = bytes(BLOCK)
 NO_ID = 0xFFFFFFFF  # chown's "leave it"
 NEWLINE = 0x0A
+NUMBERS = 1 << 63  # no number of a header is larger, nor a negative one lower
+MOST_DIGITS = 19
+MAJORS, MINORS = 1 << 12, 1 << 20  # what the kernel keeps of a device's number
 HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 PLAIN_FILES = {b"0", b"\0", b"7", b"S"}
 HEADER_ONLY = {LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO}
+DUMPDIR = b"D"  # GNU tar --incremental: a directory, and as its data what was in it
+DEVICES = {CHARACTER, BLOCK_DEVICE}
 XATTR = b"SCHILY.xattr."
+SPARSE_KEYS = {b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.map"}
 
 
 class Entry(NamedTuple):
@@ -57,11 +67,13 @@ class TarReader:
     """Entries of a tar that comes in pieces: ``read()`` gives the next one, of any size, empty at the end.
 
     :meth:`next` and then :meth:`pieces`, until ``next`` gives None; what is not read is skipped.
-    Raises :class:`CorruptLayer` for what is not a tar, or ends too early.
+    Raises :class:`CorruptLayer` for what is not a tar, or ends too early, :class:`LayerTooLarge` for what is beyond
+    ``limits``, and :class:`UnsafeEntry` for a device where they allow none; all of them before the entry is given.
     """
 
-    def __init__(self, read: Callable[[], bytes]) -> None:
+    def __init__(self, read: Callable[[], bytes], limits: ImageLimits = STANDARD) -> None:
         self._source = read
+        self._limits = limits
         #: What ``read`` raised, for telling it from errors of whoever takes the entries.
         self.failure: BaseException | None = None
         self._buffer = b""
@@ -69,12 +81,23 @@ class TarReader:
         self._data = 0
         self._padding = 0
         self._name = b""
+        self._headers = 0
+        self._declared = 0
+        self._meta_size = 0
 
     def next(self) -> Entry | None:
         """The next entry, or None at the end, to which the stream is then read."""
+        try:
+            return self._next()
+        except LayerError as error:
+            error.entry = error.entry or os.fsdecode(self._name)
+            raise
+
+    def _next(self) -> Entry | None:
         self._skip()
         pax: dict[bytes, bytes] = {}
         pairs: list[tuple[bytes, bytes]] = []
+        self._meta_size = 0
         while True:
             block = self.take(BLOCK, at_end=True)
             if not block or block == ZERO:
@@ -84,6 +107,7 @@ class TarReader:
                 return None
             fields = HEADER.unpack(block)
             verify_checksum(block, fields[6])
+            self._count_header()
             kind = fields[7]
             if kind in b"xLKgXV":
                 pairs = self._meta(kind, number(fields[4]), pax) or pairs
@@ -133,6 +157,8 @@ class TarReader:
             return self._source()
         except BaseException as error:
             self.failure = error
+            if isinstance(error, LayerError):
+                error.entry = error.entry or os.fsdecode(self._name)
             raise
 
     def _fill(self) -> None:
@@ -158,10 +184,23 @@ class TarReader:
         while self._read():
             pass
 
+    def _count_header(self) -> None:
+        self._headers += 1
+        if self._headers > self._limits.entries:
+            raise TooManyEntries(
+                f"the layer has more than {self._limits.entries} tar headers",
+                limit="entries",
+                allowed=self._limits.entries,
+                found=self._headers,
+            )
+
     def _meta(self, kind: bytes, size: int, pax: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         """Read what describes the next entry; the pairs of a pax header, in order."""
-        if not 0 <= size <= LARGEST_META:
-            raise self._corrupt("is followed by an extended header that is too large")
+        if size < 0:
+            raise self._corrupt("has an extended header of a negative size")
+        self._meta_size += size
+        if self._meta_size > self._limits.metadata:
+            raise self._too_large("bytes of extended headers", "metadata", self._limits.metadata, self._meta_size)
         content = self.take(size)
         self.take(-size % BLOCK)
         if kind == b"L":
@@ -178,11 +217,12 @@ class TarReader:
         self, block: bytes, fields: tuple[bytes, ...], pax: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]
     ) -> Entry:
         kind = fields[7]
+        is_sparse = kind in PLAIN_FILES and not SPARSE_KEYS.isdisjoint(pax)
+        name = pax.get(b"path") or ustar_name(block, fields)
+        name = self._name = (is_sparse and pax.get(b"GNU.sparse.name")) or name
         size = number(fields[4])
         mtime = number(fields[5]) * 1_000_000_000
         uid, gid = number(fields[2]), number(fields[3])
-        name = pax.get(b"path") or ustar_name(block, fields)
-        self._name = name
         atime, link, sparse = mtime, fields[8].partition(b"\0")[0], None
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
         if pax:
@@ -191,25 +231,67 @@ class TarReader:
             atime = pax_time(pax, b"atime", mtime)
             link = pax.get(b"linkpath") or link
             xattrs = tuple((key[len(XATTR) :], value) for key, value in pairs if key.startswith(XATTR))
-        if kind in PLAIN_FILES:
-            if name.endswith(b"/") and kind != b"S":
-                kind, size = DIRECTORY, 0  # how tars older than ustar say directory
-        elif kind in HEADER_ONLY:
-            size = 0
-        else:
-            raise CorruptLayer(f"{os.fsdecode(name)!r} has the unknown type {kind!r}", entry=os.fsdecode(name))
-        if not name or size < 0 or not 0 <= uid < NO_ID or not 0 <= gid < NO_ID or b"\0" in name + link:
+        if not name or size < 0 or not 0 <= uid < NO_ID or not 0 <= gid < NO_ID or _has_nul(name, link, xattrs):
             raise CorruptLayer(f"{os.fsdecode(name)!r} has an invalid header", entry=os.fsdecode(name))
+        if kind in HEADER_ONLY or kind == DUMPDIR or (name.endswith(b"/") and kind in PLAIN_FILES and kind != b"S"):
+            kind = kind if kind in HEADER_ONLY else DIRECTORY  # older tars say directory with a slash
+            if size:
+                self._skip_body(size)
+            size = 0
+        elif kind not in PLAIN_FILES:
+            raise CorruptLayer(f"{os.fsdecode(name)!r} {_refused(kind)}", entry=os.fsdecode(name))
         self._data, self._padding = size, -size % BLOCK
         if kind == b"S":
-            sparse = read_gnu_map(self, block)
-        elif pax and pax.keys() & {b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.map"}:
-            name = pax.get(b"GNU.sparse.name") or name
-            sparse = pax_sparse(self, pax, pairs)
-        device = os.makedev(number(fields[12]), number(fields[13])) if kind in b"34" else 0
-        kind = FILE if kind in PLAIN_FILES else kind
+            sparse = read_gnu_map(self, block, self._limits.regions)
+        elif is_sparse and kind in PLAIN_FILES:
+            sparse = pax_sparse(self, pax, pairs, self._limits.regions)
+        self._check(name, link, sparse.size if sparse else size)
+        device = self._device(fields, name) if kind in DEVICES else 0
         mode = number(fields[1]) & 0o7777
-        return Entry(name, kind, size, mode, uid, gid, mtime, atime, link, device, xattrs, sparse)
+        kind = FILE if kind in PLAIN_FILES else kind
+        return Entry(name, kind, self._data, mode, uid, gid, mtime, atime, link, device, xattrs, sparse)
+
+    def _skip_body(self, size: int) -> None:
+        """After an entry that should have no data, skip ``size`` bytes, unless there is the next header, or the end.
+
+        A field may state the size of what a link leads to, or the sum of a directory (POSIX allows both).
+        """
+        block = self.take(BLOCK, at_end=True)
+        self._position -= len(block)  # whatever take() did, the block lies in the buffer
+        if block and block != ZERO and not is_header(block):
+            self._data, self._padding = size, -size % BLOCK
+            self._skip()
+
+    def _check(self, name: bytes, link: bytes, size: int) -> None:
+        """The limits of one entry, before it is given. Links are measured, for they name paths, too."""
+        limits = self._limits
+        if len(name) > limits.path or len(link) > limits.path:
+            raise self._path_too_long("bytes", "path", limits.path, max(len(name), len(link)))
+        if name.count(b"/") >= limits.depth and name.rstrip(b"/").count(b"/") >= limits.depth:
+            raise self._path_too_long("components", "depth", limits.depth, name.rstrip(b"/").count(b"/") + 1)
+        if size > limits.file_size:
+            raise self._too_large("bytes", "file_size", limits.file_size, size)
+        self._declared += self._data
+        check_layer_size(self._declared, limits, "declares", os.fsdecode(name))
+
+    def _device(self, fields: tuple[bytes, ...], name: bytes) -> int:
+        shown = os.fsdecode(name)
+        if not self._limits.devices:
+            raise UnsafeEntry(f"{shown!r} is a device, and no devices are allowed", entry=shown)
+        major, minor = number(fields[12]), number(fields[13])
+        if not (0 <= major < MAJORS and 0 <= minor < MINORS):
+            raise CorruptLayer(f"{shown!r} is a device of the impossible number {major}:{minor}", entry=shown)
+        return os.makedev(major, minor)
+
+    def _too_large(self, what: str, limit: str, allowed: int, found: int) -> FileTooLarge:
+        name = os.fsdecode(self._name)
+        message = f"{name!r} declares {found} {what}, and {allowed} are allowed"
+        return FileTooLarge(message, limit=limit, allowed=allowed, found=found, entry=name)
+
+    def _path_too_long(self, what: str, limit: str, allowed: int, found: int) -> PathTooLong:
+        name = os.fsdecode(self._name[:200])
+        message = f"a path or link has {found} {what}, and {allowed} are allowed: {name!r}..."
+        return PathTooLong(message, limit=limit, allowed=allowed, found=found, entry=os.fsdecode(self._name))
 
     def _corrupt(self, what: str) -> CorruptLayer:
         name = os.fsdecode(self._name)
@@ -226,23 +308,51 @@ def ustar_name(block: bytes, fields: tuple[bytes, ...]) -> bytes:
 
 
 def verify_checksum(block: bytes, field: bytes) -> None:
+    """Raise :class:`CorruptLayer` where a header's checksum is wrong."""
+    if not _sums_up(block, field, number(field)):
+        name = os.fsdecode(block[:100].partition(b"\0")[0])
+        raise CorruptLayer("not a tar: a header has a wrong checksum", entry=name)
+
+
+def is_header(block: bytes) -> bool:
+    """Whether this block says of itself, by its checksum, that it is a header."""
+    field = block[148:156]
+    try:
+        return _sums_up(block, field, number(field))
+    except CorruptLayer:
+        return False
+
+
+def _sums_up(block: bytes, field: bytes, stated: int) -> bool:
     """Compare the sum of the header's bytes, its own field counted as spaces; old tars sum signed bytes."""
-    stated = number(field)
     # adler32's low half is 1 + the sum of the bytes, modulo 65521: the sum at the speed of C.
     if zlib.adler32(block) & 0xFFFF == (stated - 8 * 32 + sum(field) + 1) % 65521:
-        return
-    if stated == sum(struct.unpack("148b8x356b", block)) + 8 * 32:
-        return
-    raise CorruptLayer("not a tar: a header has a wrong checksum", entry=os.fsdecode(block[:100].partition(b"\0")[0]))
+        return True
+    signed: int = sum(struct.unpack("148b8x356b", block))
+    return stated == signed + 8 * 32
+
+
+def _has_nul(name: bytes, link: bytes, xattrs: tuple[tuple[bytes, bytes], ...]) -> bool:
+    return b"\0" in name or b"\0" in link or any(b"\0" in key for key, _ in xattrs)
+
+
+def _refused(kind: bytes) -> str:
+    if kind == b"M":
+        return "continues a file of another volume"
+    return f"has the unknown type {kind!r}"
 
 
 def number(field: bytes) -> int:
     """A header's number: octal digits, or big-endian two's complement where the first bit is set (GNU)."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-        return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
+        value -= (1 << (8 * len(field) - 1)) if field[0] & 0x40 else 0
+        if -NUMBERS <= value < NUMBERS:
+            return value
+        raise CorruptLayer(f"not a tar: {field!r} is too large a number")
+    digits = field.partition(b"\0")[0].strip()
     try:
-        return int(field.partition(b"\0")[0].strip() or b"0", 8)
+        return int(digits or b"0", 8)
     except ValueError:
         raise CorruptLayer(f"not a tar: {field!r} is not a number") from None
 
@@ -252,10 +362,10 @@ def parse_pax(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = 0
     while position < len(content):
         space = content.find(b" ", position, position + 20)
-        digits = content[position:space] if space > 0 else b""
+        digits = content[position : max(space, position)]
         end = position + int(digits) if digits.isdigit() else 0
         key, equals, value = content[space + 1 : end - 1].partition(b"=")
-        if not space < end <= len(content) or content[end - 1] != NEWLINE or not equals or not key:
+        if not position < space < end <= len(content) or content[end - 1] != NEWLINE or not equals or not key:
             raise CorruptLayer("not a tar: a pax header does not parse")
         yield key, value
         position = end
@@ -264,9 +374,11 @@ def parse_pax(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 def pax_number(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
     """A decimal pax value; an empty one stands for the header's."""
     value = pax.get(key, b"")
-    if value and not value.isdigit():
-        raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value!r}")
-    return int(value) if value else default
+    if not value:
+        return default
+    if not value.isdigit() or len(value) > MOST_DIGITS or int(value) >= NUMBERS:
+        raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value[:80]!r}")
+    return int(value)
 
 
 def pax_time(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
@@ -276,8 +388,8 @@ def pax_time(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
         return default
     sign, digits = (-1, value[1:]) if value.startswith(b"-") else (1, value)
     whole, _, places = digits.partition(b".")
-    if not whole.isdigit() or (places and not places.isdigit()):
-        raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value!r}")
+    if not whole.isdigit() or len(whole) > MOST_DIGITS or int(whole) >= NUMBERS or (places and not places.isdigit()):
+        raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value[:80]!r}")
     nanoseconds = int(places[:9].ljust(9, b"0"))
     past = sign < 0 and bool(places[9:].strip(b"0"))
     return sign * (int(whole) * 1_000_000_000 + nanoseconds) - past

@@ -30,15 +30,16 @@ class MergedView:
     """Layer directories, top layer first. Paths are relative to the root, without ``.`` and empty components."""
 
     def __init__(self, layers: Sequence[str | bytes]) -> None:
-        self._layers = [os.fsencode(layer) for layer in layers]
+        #: The directories, as bytes.
+        self.layers = [os.fsencode(layer) for layer in layers]
 
     def locate(self, path: bytes) -> Found | None:
         """What stands at ``path``, none of whose components is followed."""
-        candidates = self._layers
+        candidates = self.layers
         found: Found | None = None
         parts = path.split(b"/") if path else []
         for depth in range(len(parts) + 1):
-            found, candidates = self._level(candidates, b"/".join(parts[:depth]))
+            found, candidates = self.level(candidates, b"/".join(parts[:depth]))
             if found is None:
                 return None
         return found
@@ -76,8 +77,11 @@ class MergedView:
             rest += target.split(b"/")[::-1]
         return b"/".join(real)
 
-    def _level(self, candidates: Sequence[bytes], path: bytes) -> tuple[Found | None, list[bytes]]:
-        """The topmost thing at ``path``, and the layers whose directories merge there."""
+    def level(self, candidates: Sequence[bytes], path: bytes) -> tuple[Found | None, list[bytes]]:
+        """The topmost thing at ``path``, and the layers whose directories merge there.
+
+        ``candidates`` are the layers that merge in its parent: a walk from the root hands them on, step by step.
+        """
         found: Found | None = None
         merging: list[bytes] = []
         for layer in candidates:

@@ -25,6 +25,7 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+EMPTY = "application/vnd.oci.empty.v1+json"
 
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
@@ -38,6 +39,8 @@ class Platform:
     os: str
     architecture: str
     variant: str = ""
+    os_version: str = ""
+    os_features: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
@@ -45,7 +48,7 @@ class Platform:
 
 @frozen
 class Descriptor:
-    """Content by type, digest and size (bytes)."""
+    """Content by type, digest and size (bytes). ``data`` is the content itself, verified, where it came along."""
 
     media_type: str
     digest: Digest
@@ -53,6 +56,8 @@ class Descriptor:
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(factory=dict, hash=False)
     urls: tuple[str, ...] = ()
+    data: bytes | None = None
+    artifact_type: str = ""
 
 
 @frozen
@@ -66,13 +71,23 @@ class Layer:
 
 @frozen
 class Manifest:
-    """One image: a config and its layers, lowest first."""
+    """One image: a config and its layers, lowest first. Or an artifact, whose config and layers are anything at all.
+
+    ``subject`` is the manifest that this one speaks of: a signature of it, or an attestation.
+    """
 
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str] = field(factory=dict, hash=False)
     raw: bytes = field(default=b"", repr=False)
+    artifact_type: str = ""
+    subject: Descriptor | None = None
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether this is no image: :func:`.codec.require_image` raises for it."""
+        return self.config.media_type not in CONFIG_TYPES
 
 
 @frozen
@@ -83,6 +98,8 @@ class Index:
     manifests: tuple[Descriptor, ...]
     annotations: Mapping[str, str] = field(factory=dict, hash=False)
     raw: bytes = field(default=b"", repr=False)
+    artifact_type: str = ""
+    subject: Descriptor | None = None
 
 
 @frozen
@@ -115,3 +132,12 @@ class ImageConfig:
         for diff_id in self.diff_ids:
             chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
         return tuple(chain)
+
+    @property
+    def steps(self) -> tuple[tuple[History, Digest | None], ...]:
+        """Each step of the history with the diff id of its layer, if it has one; empty where there is no history.
+
+        Layers that the history does not tell of, as some builders leave them, are not in it.
+        """
+        layers = iter(self.diff_ids)
+        return tuple((step, None if step.empty_layer else next(layers, None)) for step in self.history)

@@ -1,7 +1,7 @@
 """Image references with Docker's familiar names: ``debian`` is ``docker.io/library/debian:latest``.
 
-The grammar is the one of the distribution project's ``reference`` package:
-``[domain/]path[:tag][@digest]``.
+The grammar is the one of the distribution project's ``reference`` package, ``[domain/]path[:tag][@digest]``: 255
+characters for the path, 128 for the tag, IPv6 addresses in brackets. 64 hexadecimal digits alone are an image id.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from containerkit.image.digest import Digest
 DEFAULT_REGISTRY = "docker.io"
 OFFICIAL = "library/"
 LONGEST_PATH = 255
+LONGEST_TAG = 128
+LONGEST = 4096
 
 LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 DOMAIN = rf"(?:{LABEL}(?:\.{LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
@@ -41,16 +43,20 @@ class Reference(NamedTuple):
 
         Raises :class:`InvalidReference`, which says what is wrong.
         """
+        if len(text) > LONGEST:
+            raise InvalidReference(f"not an image reference: {text[:80]!r}... is longer than {LONGEST} characters")
         name, at, digest_text = text.partition("@")
         name, tag = _split_tag(name)
         registry, path = _split_domain(name)
         _check_name(text, registry, path)
         if tag is not None and not re.fullmatch(TAG, tag):
-            raise InvalidReference(f"not an image reference: {text!r} has an invalid tag")
+            hint = f"a tag has at most {LONGEST_TAG} characters" if len(tag) > LONGEST_TAG else ""
+            raise InvalidReference(f"not an image reference: {text[:300]!r} has an invalid tag", hint=hint)
         try:
             digest = Digest(digest_text) if at else None
         except InvalidDigest as error:
-            raise InvalidReference(f"not an image reference: {text!r} has an invalid digest") from error
+            message = f"not an image reference: {text[:300]!r} has an invalid digest: {error.message}"
+            raise InvalidReference(message, hint=error.hint) from error
         return cls(registry, path, tag or ("" if digest else "latest"), digest)
 
     @property
@@ -83,7 +89,7 @@ class Reference(NamedTuple):
             return self.name
         short = self.repository.removeprefix(OFFICIAL)
         for candidate in (short, self.repository):
-            if not re.fullmatch(IDENTIFIER, candidate) and _split_domain(candidate) == self[:2]:
+            if _split_domain(candidate) == self[:2]:
                 return candidate
         return self.name
 
@@ -114,5 +120,5 @@ def _check_name(text: str, registry: str, path: str) -> None:
         raise InvalidReference(f"not an image reference: {text[:300]!r}", hint=hint)
     if len(path) > LONGEST_PATH:
         raise InvalidReference(f"the repository name of {text[:80]!r}... is longer than {LONGEST_PATH} characters")
-    if registry == DEFAULT_REGISTRY and re.fullmatch(IDENTIFIER, path.removeprefix(OFFICIAL)) and "/" not in text:
+    if re.fullmatch(IDENTIFIER, text):
         raise InvalidReference(f"not an image reference: {text!r}", hint="64 hexadecimal digits are an image id")

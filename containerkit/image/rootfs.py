@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 from containerkit.image.blobs import BlobStore, pieces_of
 from containerkit.image.codec import descriptor_json, encode
-from containerkit.image.compression import compression_of, decompressed
+from containerkit.image.compression import LONGEST_MAGIC, compression_of, decompressed
 from containerkit.image.digest import Digest, new_hash
 from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from containerkit.image.pack import pack
 from containerkit.image.platform import host_platform
+from containerkit.image.stream import PIECE
 from containerkit.image.write import tar_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import BinaryIO
 
-    from containerkit.image.blobs import Ingest
+    from containerkit.image.ingest import Ingest
 
 
 def make_image(path: str, root: str) -> tuple[BlobStore, Descriptor, bytes]:
@@ -56,23 +59,26 @@ def _config(diff_id: Digest) -> bytes:
 
 def _store_layer(blobs: BlobStore, path: str) -> tuple[Descriptor, Digest]:
     """The layer's blob and diff id; a tar is kept as it is, compressed or not."""
-    with blobs.ingest() as ingest:
-        if os.path.isdir(path):
-            copy = Copy(tar_of(path), ingest)
-            copy.finish()
-            kind, diff_id = "", copy.digest()
-        else:
-            with open(path, "rb", buffering=0) as stream:
-                kind = compression_of(stream.read(4))
-                stream.seek(0)
-                copy = Copy(pieces_of(stream), ingest)
-                plain, read = new_hash(), decompressed(copy.piece)
-                while piece := read():
-                    plain.update(piece)
-                copy.finish()
-                diff_id = Digest.from_hash(plain)
-        ingest.commit(copy.digest())
-    return Descriptor(OCI_LAYER + (f"+{kind}" if kind else ""), copy.digest(), copy.size), diff_id
+    if os.path.isdir(path):
+        return pack(tar_of(path), blobs, "none")
+    with open(path, "rb", buffering=0) as stream:
+        kind = compression_of(stream.read(LONGEST_MAGIC))
+        stream.seek(0)
+        if kind in {"bzip2", "xz"}:  # no media type says so
+            read = decompressed(lambda: stream.read(PIECE))
+            return pack(iter(read, b""), blobs, "gzip")
+        with blobs.ingest() as ingest:
+            return _store_tar(stream, kind, ingest)
+
+
+def _store_tar(stream: BinaryIO, kind: str, ingest: Ingest) -> tuple[Descriptor, Digest]:
+    copy = Copy(pieces_of(stream), ingest)
+    plain, read = new_hash(), decompressed(copy.piece)
+    while piece := read():
+        plain.update(piece)
+    copy.finish()
+    ingest.commit(copy.digest())
+    return Descriptor(OCI_LAYER + (f"+{kind}" if kind else ""), copy.digest(), copy.size), Digest.from_hash(plain)
 
 
 class Copy:

@@ -12,8 +12,25 @@ if TYPE_CHECKING:
     from containerkit.image.model import ImageConfig
 
 
+class Healthcheck(NamedTuple):
+    """How a container is asked whether it is well. Times in nanoseconds, as images have them; 0 means the default.
+
+    ``test`` is empty (inherit), ``("NONE",)``, ``("CMD", ...)`` or ``("CMD-SHELL", line)``.
+    """
+
+    test: tuple[str, ...] = ()
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
 class RunConfig(NamedTuple):
-    """The defaults of an image. ``env`` are ``KEY=value``; ``exposed_ports`` are ``80/tcp``."""
+    """The defaults of an image. ``env`` are ``KEY=value``; ``exposed_ports`` are ``80/tcp``.
+
+    ``stop_timeout`` is in seconds. ``shell`` and ``on_build`` speak to builders only; ``args_escaped`` is Windows's.
+    """
 
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
@@ -24,6 +41,11 @@ class RunConfig(NamedTuple):
     labels: Mapping[str, str] = {}
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
+    healthcheck: Healthcheck | None = None
+    stop_timeout: int | None = None
+    shell: tuple[str, ...] = ()
+    on_build: tuple[str, ...] = ()
+    args_escaped: bool = False
 
     def to_json(self) -> str:
         """For the database."""
@@ -37,6 +59,8 @@ class RunConfig(NamedTuple):
         import json
 
         fields: dict[str, Any] = json.loads(text)
+        if health := fields.get("healthcheck"):
+            fields["healthcheck"] = Healthcheck(tuple(health[0]), *health[1:])
         for key, value in fields.items():
             if isinstance(value, list):
                 fields[key] = tuple(value)
@@ -58,7 +82,21 @@ class RunConfig(NamedTuple):
             labels=document.mapping("Labels"),
             volumes=tuple(document.child("Volumes").fields),
             exposed_ports=tuple(document.child("ExposedPorts").fields),
+            healthcheck=_healthcheck(document),
+            stop_timeout=document.integer("StopTimeout") if document.fields.get("StopTimeout") is not None else None,
+            shell=document.texts("Shell"),
+            on_build=document.texts("OnBuild"),
+            args_escaped=document.flag("ArgsEscaped"),
         )
+
+
+def _healthcheck(document: Document) -> Healthcheck | None:
+    if document.fields.get("Healthcheck") is None:
+        return None
+    health = document.child("Healthcheck")
+    keys = ("Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")
+    numbers = (health.integer(key) if health.fields.get(key) is not None else 0 for key in keys)
+    return Healthcheck(health.texts("Test"), *numbers)
 
 
 def _words(document: Document, key: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import CorruptLayer
+from containerkit.errors import CorruptLayer, FileTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from containerkit.image.layer import TarReader
 
 BLOCK = 512
-MOST_REGIONS = 1 << 20
 MOST_DIGITS = 20
 
 
@@ -38,31 +37,37 @@ def make(size: int, regions: Iterable[tuple[int, int]]) -> Sparse:
     return Sparse(size, checked)
 
 
-def read_gnu_map(reader: TarReader, block: bytes) -> Sparse:
+def read_gnu_map(reader: TarReader, block: bytes, most: int) -> Sparse:
     """The map of an entry of type ``S``: four regions in the header, 21 in each extension block that follows it."""
     from containerkit.image.layer import number
 
     regions = _gnu_regions(block[386:482], number)
-    more = block[482]
+    more, blocks = block[482], 0
     while more:
         extension = reader.take(BLOCK)
         regions += _gnu_regions(extension[:504], number)
-        more = extension[504]
-        if len(regions) > MOST_REGIONS:
-            raise CorruptLayer("a sparse file's map is too long")
+        more, blocks = extension[504], blocks + 1
+        _check_count(max(len(regions), blocks), most)
     return make(number(block[483:495]), regions)
 
 
-def pax_sparse(reader: TarReader, pax: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]) -> Sparse:
+def pax_sparse(reader: TarReader, pax: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]], most: int) -> Sparse:
     """The map of a pax entry with ``GNU.sparse.*`` keys."""
     if pax.get(b"GNU.sparse.major") == b"1":
-        return _read_map_1_0(reader, decimal(pax.get(b"GNU.sparse.realsize", b"")))
+        return _read_map_1_0(reader, decimal(pax.get(b"GNU.sparse.realsize", b"")), most)
     size = decimal(pax.get(b"GNU.sparse.size", b""))
     if b"GNU.sparse.map" in pax:
         numbers = [decimal(part) for part in pax[b"GNU.sparse.map"].split(b",") if part]
     else:
         numbers = [decimal(value) for key, value in pairs if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}]
+    _check_count(len(numbers) // 2, most)
     return make(size, _pairs(numbers))
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        message = f"a sparse file's map has more than the {most} parts that are allowed"
+        raise FileTooLarge(message, limit="regions", allowed=most, found=count)
 
 
 def _gnu_regions(table: bytes, number: Callable[[bytes], int]) -> list[tuple[int, int]]:
@@ -70,20 +75,19 @@ def _gnu_regions(table: bytes, number: Callable[[bytes], int]) -> list[tuple[int
     return [(number(row[:12]), number(row[12:])) for row in rows if row[0]]
 
 
-def _read_map_1_0(reader: TarReader, size: int) -> Sparse:
+def _read_map_1_0(reader: TarReader, size: int, most: int) -> Sparse:
     """Before the data, padded to a block: the number of regions, then offset and length of each, a line each."""
     text = b""
 
     def line() -> int:
         nonlocal text
-        while b"\n" not in text:
+        if b"\n" not in text:
             text += reader.take_data(BLOCK)
         first, _, text = text.partition(b"\n")
         return decimal(first)
 
     count = line()
-    if count > MOST_REGIONS:
-        raise CorruptLayer("a sparse file's map is too long")
+    _check_count(count, most)
     return make(size, [(line(), line()) for _ in range(count)])
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from containerkit.errors import DigestMismatch, SizeMismatch
+from containerkit.errors import DigestMismatch, DocumentTooLarge, SizeMismatch
 from containerkit.image.digest import Digest
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ class Cancelled(Exception):
     """Somebody else's failure has made this work pointless."""
 
 
+class Readable(Protocol):
+    """What bytes can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; empty at the end."""
+
+
 class Verified:
     """The content of ``stream``, checked against its descriptor as it is read; ``tee`` sees every byte first.
 
@@ -32,7 +39,7 @@ class Verified:
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Readable,
         descriptor: Descriptor,
         tee: Callable[[bytes], object] | None = None,
         cancelled: threading.Event | None = None,
@@ -92,10 +99,11 @@ def verify_bytes(descriptor: Descriptor, content: bytes) -> bytes:
 def read_verified(stream: BinaryIO, descriptor: Descriptor, limit: int) -> bytes:
     """All of a small document, checked; one that declares more than ``limit`` bytes is refused unread."""
     if descriptor.size > limit:
-        raise SizeMismatch(
+        raise DocumentTooLarge(
             f"{descriptor.digest} declares {descriptor.size} bytes; such a document may have {limit}",
-            expected=limit,
-            actual=descriptor.size,
+            limit="manifest",
+            allowed=limit,
+            found=descriptor.size,
         )
     parts: list[bytes] = []
     Verified(stream, descriptor, parts.append).drain()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import LayerError
+from containerkit.errors import ContentMismatch, LayerError
 from containerkit.image.blobs import BlobStore
 from containerkit.image.compression import decompressed
-from containerkit.image.extract import Extractor, LowersNeeded
+from containerkit.image.drivers import choose
+from containerkit.image.extract import LowersNeeded
+from containerkit.image.ingest import Resumed
 from containerkit.image.layer import TarReader
+from containerkit.image.limits import Meter
 from containerkit.image.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead, Verified, wrong_digest
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from containerkit.image.digest import Digest
+    from containerkit.image.ingest import Ingest
     from containerkit.image.model import Layer
     from containerkit.image.transfer import BlobSource
 
@@ -44,22 +47,48 @@ class Below(NamedTuple):
 class LayerInstaller:
     """Installs layers of one source below ``root``. The calling thread must have the umask 0."""
 
-    def __init__(self, root: str, source: BlobSource, cancelled: threading.Event) -> None:
+    def __init__(self, root: str, source: BlobSource, cancelled: threading.Event, meter: Meter | None = None) -> None:
+        self._meter = meter or Meter()
         self._ingest = os.path.join(root, "ingest")
         self._source = source
         self._cancelled = cancelled
         self._blobs = BlobStore(root)
         self._layers = LayerStore(root)
+        self._driver = choose(root)
+        self.directory = os.path.join(root, "layers")
+        #: Whether any layer was unpacked.
+        self.unpacked = False
 
     def install(self, layer: Layer, below: Below) -> None:
         """Bring in ``layer``. Nothing is done twice: what is here already, blob or unpacked layer, is left as it is."""
+        try:
+            self._install(layer, below)
+        except LayerError as error:
+            error.layer = error.layer or layer.descriptor.digest
+            raise
+
+    def _install(self, layer: Layer, below: Below) -> None:
         unpacked = self._layers.has(layer.chain_id)
         if self._blobs.has(layer.descriptor):
             if not unpacked:
                 self._unpack_stored(layer, below)
             return
-        with self._source.open(layer.descriptor) as stream, self._blobs.ingest() as ingest:
-            verified = Verified(stream, layer.descriptor, ingest.write, self._cancelled)
+        with self._blobs.ingest(layer.descriptor) as ingest:
+            try:
+                again = self._fetch(ingest, layer, below, unpacked=unpacked)
+            except ContentMismatch:
+                if not ingest.offset:
+                    raise
+                ingest.restart()  # what an earlier attempt has left was damaged
+                again = self._fetch(ingest, layer, below, unpacked=unpacked)
+            ingest.commit(layer.descriptor.digest)
+        if again:
+            self._unpack_stored(layer, below)
+
+    def _fetch(self, ingest: Ingest, layer: Layer, below: Below, *, unpacked: bool) -> bool:
+        """Write the blob and unpack it on its way; whether it must be unpacked again, once the lowers are there."""
+        with Resumed(ingest, self._source, layer.descriptor) as stream:
+            verified = Verified(stream, layer.descriptor, cancelled=self._cancelled)
             again = False
             if not unpacked:
                 try:
@@ -71,9 +100,7 @@ class LayerInstaller:
                     verified.drain()
                     raise
             verified.drain()
-            ingest.commit(layer.descriptor.digest)
-        if again:
-            self._unpack_stored(layer, below)
+        return again
 
     def _unpack_stored(self, layer: Layer, below: Below) -> None:
         below.wait()
@@ -82,18 +109,30 @@ class LayerInstaller:
 
     def _unpack(self, read: Callable[[], bytes], layer: Layer, below: Below, *, knows_lowers: bool) -> None:
         """Unpack into ``ROOT/ingest``, compare the diff id, wait for the layers below, rename."""
+        if self._driver.whole and not knows_lowers:
+            raise LowersNeeded
         lowers = [self._layers.path(chain_id) for chain_id in below.lowers]
         temporary = tempfile.mkdtemp(prefix="layer-", dir=self._ingest)
+        tree = os.path.join(temporary, "tree")
         try:
-            with Extractor(temporary, lowers if knows_lowers else None) as extractor:
-                with ReadAhead(decompressed(read), layer.diff_id.hasher()) as ahead:
-                    extractor.unpack(TarReader(ahead.piece))
-                if ahead.digest() != layer.diff_id:
-                    raise wrong_digest(layer.diff_id, ahead.digest(), f"unpacked layer {layer.descriptor.digest}")
+            self._driver.start(tree, lowers[0] if lowers else None)
+            with self._driver.extractor(tree, lowers if knows_lowers else None) as extractor:
+                plain = decompressed(read, self._meter.limits, lambda size: self._meter.set(layer.chain_id, size))
+                with ReadAhead(plain, layer.diff_id.hasher()) as ahead:
+                    extractor.unpack(TarReader(ahead.piece, self._meter.limits))
+                _check(layer, ahead.digest())
                 below.wait()
                 extractor.finish(lowers[0] if lowers else None)
-            if self._layers.commit(temporary, layer.chain_id):
-                temporary = ""
+            self.unpacked = True
+            if not self._layers.commit(tree, layer.chain_id):
+                self._driver.remove(tree)
+        except BaseException:
+            self._driver.remove(tree)
+            raise
         finally:
-            if temporary:
-                shutil.rmtree(temporary)
+            os.rmdir(temporary)
+
+
+def _check(layer: Layer, actual: Digest) -> None:
+    if actual != layer.diff_id:
+        raise wrong_digest(layer.diff_id, actual, f"unpacked layer {layer.descriptor.digest}")

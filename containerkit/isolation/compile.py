@@ -134,6 +134,9 @@ def _birth() -> tuple[Operation, ...]:
 
 
 def _prepare_root(root: Root) -> tuple[Operation, ...]:
+    if root.clone:
+        clone = ("clone_tree", root.lowers[0], f"{root.directory}/rootfs", root.clone)
+        return (("make_directory", root.directory, 0o710), clone)
     names = ("merged",) if root.in_memory else ("upper", "work", "merged")
     return (
         ("make_directory", root.directory, 0o710),
@@ -166,6 +169,9 @@ def _enter_root(spec: Spec, attributes: int) -> list[Operation]:
     root = spec.root
     base = f"{root.directory}/merged"
     operations: list[Operation] = []
+    if root.clone:
+        tree = f"{root.directory}/rootfs"
+        return [*_hold_files(spec), ("bind_root", tree, attributes), ("pivot_root", tree)]
     if root.in_memory:
         lowest = root.lowers[-1].rstrip("/")
         operations.append(("tmpfs_layer", base, (f"size={root.in_memory}", "mode=755"), root.hidden, lowest))
@@ -173,10 +179,13 @@ def _enter_root(spec: Spec, attributes: int) -> list[Operation]:
     else:
         at, upper, work = base, f"{root.directory}/upper", f"{root.directory}/work"
     options = (*_OVERLAY_OPTIONS, "volatile") if root.volatile else _OVERLAY_OPTIONS
-    if spec.files:
-        operations.append(("hold_binds", tuple(_source(spec, file.target) for file in spec.files)))
+    operations += _hold_files(spec)
     operations += [("overlay_root", at, root.lowers, upper, work, options, attributes), ("pivot_root", at)]
     return operations
+
+
+def _hold_files(spec: Spec) -> list[Operation]:
+    return [("hold_binds", tuple(_source(spec, file.target) for file in spec.files))] if spec.files else []
 
 
 def _with_cgroups(mounts: Iterable[Mount], cgroups: tuple[Mount, ...]) -> list[Mount]:

@@ -59,6 +59,24 @@ def write_file(path: str, content: str, mode: int) -> None:
         os.close(fd)
 
 
+def clone_tree(source: str, target: str, how: str) -> None:
+    """A tree of a container's own, whole or not there; one that is there is kept."""
+    if os.path.isdir(target):
+        return
+    new = f"{target}.new"
+    remove_tree(new)  # of a start that was killed
+    # Few state roots need these: they would be dirty memory in every keeper.
+    if how == "btrfs":
+        from containerkit.linux.btrfs import create_snapshot
+
+        create_snapshot(source, new)
+    else:
+        from containerkit.linux.clone import clone_tree as clone
+
+        clone(source, new)
+    os.rename(new, target)
+
+
 def write_knob(path: str, value: str) -> None:
     """A file that the kernel made: never created, written in one call."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -146,6 +164,17 @@ def overlay_root(
 ) -> None:
     """The container's root, mounted where it will be pivoted to."""
     mounts.mount_overlay(at, lowers, upper, work, options, attributes)
+
+
+def bind_root(_: Context, tree: str, attributes: int) -> None:
+    """The container's own tree, which becomes a mount to pivot to, with no restriction of the file system it is on."""
+    fd = mounts.open_tree(tree, mounts.OPEN_TREE_CLONE | mounts.OPEN_TREE_CLOEXEC)
+    try:
+        restrictions = mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOEXEC
+        mounts.mount_setattr("", attributes, restrictions, dir_fd=fd)
+        mounts.move_mount(fd, mounts.AT_FDCWD, tree)
+    finally:
+        os.close(fd)
 
 
 def hold_binds(context: Context, sources: tuple[str, ...]) -> None:
@@ -346,6 +375,7 @@ def execute(context: Context, arguments: tuple[str, ...], environment: tuple[str
 
 PREPARE: dict[str, Callable[..., Any]] = {
     "make_directory": make_directory,
+    "clone_tree": clone_tree,
     "write_file": write_file,
     "make_cgroup": make_cgroup,
     "write_knob": write_knob,
@@ -363,6 +393,7 @@ INSIDE: dict[str, Callable[..., Any]] = {
     "private_mounts": private_mounts,
     "tmpfs_layer": tmpfs_layer,
     "overlay_root": overlay_root,
+    "bind_root": bind_root,
     "hold_binds": hold_binds,
     "pivot_root": pivot_root,
     "mount": mount,

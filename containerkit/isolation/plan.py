@@ -19,6 +19,7 @@ Operation = tuple[object, ...]
 FORMS = {
     # before the process is born, in the keeper
     "make_directory": "make directory {0} with mode {1:o}",
+    "clone_tree": "make {1} from {0} by {2}, unless it is there",
     "write_file": "write {0}",
     "make_cgroup": "make cgroup {0}",
     "write_knob": "set {0} to {1}",
@@ -34,6 +35,7 @@ FORMS = {
     "private_mounts": "stop mounts from propagating to the host",
     "tmpfs_layer": "put the writable layer on a tmpfs at {0} ({1}), hiding {2}",
     "overlay_root": "mount an overlay at {0}: lower {1}, upper {2}, work {3}, options {4}",
+    "bind_root": "bind {0} onto itself with attributes {1:attributes}",
     "hold_binds": "hold {0} from the host",
     "pivot_root": "make {0} the root and let go of the host's",
     # in the new process, in the container's view

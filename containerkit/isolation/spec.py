@@ -19,6 +19,9 @@ class Root(NamedTuple):
     ``directory`` holds ``upper``, ``work`` and ``merged``; nothing is ever mounted there that the host can see. With
     ``in_memory`` the writable layer is a tmpfs of at most that many bytes, and ``hidden`` paths of the lowest layer are
     empty in it. ``volatile`` leaves out every sync: for containers that end with their owner.
+
+    With ``clone`` the root is no overlay but a tree of its own in ``directory/rootfs``: made from the one lower tree
+    before the first start, by a ``copy`` or by a snapshot of ``btrfs``, and there until the container is removed.
     """
 
     lowers: tuple[str, ...]
@@ -27,6 +30,7 @@ class Root(NamedTuple):
     volatile: bool = False
     in_memory: int = 0
     hidden: tuple[str, ...] = ()
+    clone: str = ""
 
 
 class File(NamedTuple):

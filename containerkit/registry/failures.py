@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from containerkit.errors import (
+    CertificateRejected,
+    RateLimited,
     RegistryDisconnected,
     RegistryError,
     RegistryNotFound,
@@ -19,6 +21,7 @@ from containerkit.errors import (
     RegistryTimeout,
     RegistryUnauthorized,
     RegistryUnavailable,
+    TlsFailed,
     UnexpectedResponse,
 )
 
@@ -31,8 +34,9 @@ LONGEST_CHAIN = 16
 MAY_PASS = frozenset({408, 425, 429})
 NOT_IMPLEMENTED = 501
 
-TLS = "did not agree on TLS"
 CUT = "cut the connection"
+TLS_ON_HTTP = b"HTTP request to an HTTPS server"  # how Go's server greets plain http
+TLS_RECORDS = ("\x15\x03", "\x16\x03")  # an alert or handshake where a status line should be
 
 
 class Reason(NamedTuple):
@@ -44,7 +48,10 @@ class Reason(NamedTuple):
 
 def public(url: str) -> str:
     """``url`` without user name, password, query and fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
     return f"{parts.scheme}://{server(url)}{parts.path}"
 
 
@@ -73,6 +80,8 @@ def refusal(status: int, body: bytes, *, url: str, subject: str, missing: type[R
 
     ``subject`` says in the message what was asked for; ``missing`` is what a 404 means for it.
     """
+    if status == 400 and TLS_ON_HTTP in body:  # noqa: PLR2004 - the protocol's own numbers
+        return TlsFailed(f"{subject}: {server(url)} wants TLS", url=public(url), status=status)
     reason = read_reason(body)
     said = ": ".join(part for part in reason if part)
     message = f"{subject}: {server(url)} answered {status}" + (f" ({said})" if said else "")
@@ -87,8 +96,10 @@ def refusal(status: int, body: bytes, *, url: str, subject: str, missing: type[R
 def _kind(status: int, missing: type[RegistryNotFound]) -> type[RegistryError]:
     if status in (401, 403):
         return RegistryUnauthorized
-    if status == 404:  # noqa: PLR2004 - the protocol's own numbers
+    if status == 404:  # noqa: PLR2004
         return missing
+    if status == 429:  # noqa: PLR2004
+        return RateLimited
     if 400 <= status < 500:  # noqa: PLR2004
         return RegistryRejected
     if status > NOT_IMPLEMENTED or status == 500:  # noqa: PLR2004
@@ -98,7 +109,7 @@ def _kind(status: int, missing: type[RegistryNotFound]) -> type[RegistryError]:
 
 def _hint(status: int, reason: Reason) -> str:
     if status == 401:  # noqa: PLR2004
-        return "this registry wants credentials, which containerkit cannot give yet"
+        return "wrong credentials, or none: see Host.login, docker login, or the credentials' files"
     if status == 404 and not reason.code:  # noqa: PLR2004
         return "the answer is not a registry's: is the address right?"
     return ""
@@ -111,11 +122,8 @@ def breakage(error: Exception, *, url: str, subject: str) -> RegistryError:
     """
     kind, says = _broken(error)
     why = cause(error)
-    detail = f": {why.strerror}" if why is not None and why.strerror else ""
-    result = kind(f"{subject}: {server(url)} {says}{detail}", url=public(url))
-    if says == TLS:
-        result.retryable = False
-    return result
+    detail = f": {why.strerror}" if why is not None and why.strerror and kind is not CertificateRejected else ""
+    return kind(f"{subject}: {server(url)} {says}{detail}", url=public(url))
 
 
 def cut(*, url: str, subject: str) -> RegistryDisconnected:
@@ -133,8 +141,8 @@ def _broken(error: Exception) -> tuple[type[RegistryError], str]:
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
 
-    if has(urllib3.SSLError):
-        return RegistryUnavailable, TLS
+    if over_tls := _broken_tls(chain):
+        return over_tls
     if has(urllib3.NewConnectionError, urllib3.ConnectTimeoutError, urllib3.ProxyError):
         return RegistryUnavailable, "cannot be reached"
     if has(urllib3.ReadTimeoutError, TimeoutError):
@@ -144,6 +152,24 @@ def _broken(error: Exception) -> tuple[type[RegistryError], str]:
     if has(BadStatusLine, urllib3.InvalidHeader) or not has(urllib3.ProtocolError):
         return UnexpectedResponse, "does not answer in proper HTTP"
     return RegistryDisconnected, CUT
+
+
+def _broken_tls(chain: tuple[BaseException, ...]) -> tuple[type[RegistryError], str] | None:
+    import ssl
+    from http.client import BadStatusLine
+
+    from urllib3.exceptions import SSLError
+
+    if any(isinstance(link, BadStatusLine) and str(link).startswith(TLS_RECORDS) for link in chain):
+        return TlsFailed, "wants TLS"
+    if any(isinstance(link, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) for link in chain):
+        return RegistryDisconnected, CUT
+    if invalid := next((link for link in chain if isinstance(link, ssl.SSLCertVerificationError)), None):
+        return CertificateRejected, f"has a certificate that does not hold: {printable(invalid.verify_message)}"
+    slow = any(isinstance(link, TimeoutError) for link in chain)
+    if not slow and any(isinstance(link, (SSLError, ssl.SSLError)) for link in chain):
+        return TlsFailed, "did not agree on TLS"
+    return None
 
 
 def cause(error: BaseException) -> OSError | None:

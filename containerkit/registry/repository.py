@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from containerkit.errors import (
     BlobUnknown,
@@ -14,6 +15,7 @@ from containerkit.errors import (
     InvalidImage,
     ManifestUnknown,
     RegistryError,
+    RegistryNotFound,
     UnexpectedResponse,
     UnsupportedMediaType,
 )
@@ -28,8 +30,9 @@ from containerkit.image.model import (
 )
 from containerkit.image.stream import verify_bytes
 from containerkit.registry import failures
+from containerkit.registry.addresses import absolute
 from containerkit.registry.streams import Download, Upload
-from containerkit.registry.transport import Request
+from containerkit.registry.transport import LONGEST_WAIT, Request
 
 if TYPE_CHECKING:
     from typing import BinaryIO, Self
@@ -37,10 +40,13 @@ if TYPE_CHECKING:
     from requests import Response
 
     from containerkit.image.reference import Reference
+    from containerkit.registry.policy import Policy
     from containerkit.registry.transport import Answer, Transport
 
 DOCUMENT_TYPES = (*INDEX_TYPES, *MANIFEST_TYPES)
 VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream")
+UPLOAD_RESUMES = 6
+PAUSE = 0.2  # seconds
 DIGEST_HEADER = "Docker-Content-Digest"
 
 
@@ -55,7 +61,8 @@ class Repository:
     def __init__(self, registry: str, name: str, transport: Transport) -> None:
         self.registry = registry
         self.name = name
-        self._transport = transport
+        self.transport = transport
+        self.policy: Policy | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -66,9 +73,36 @@ class Repository:
     def __repr__(self) -> str:
         return f"<Repository {self.registry}/{self.name}>"
 
+    @property
+    def origin(self) -> Self:
+        """Itself: what :class:`~containerkit.registry.mirrored.Mirrored` has behind its mirrors."""
+        return self
+
     def close(self) -> None:
         """Close every idle connection."""
-        self._transport.close()
+        self.transport.close()
+
+    def download(self, digest: Digest) -> Download:
+        """A stream of a blob whose size is not known: as long as the registry says, for the caller to verify.
+
+        Raises :class:`BlobUnknown`.
+        """
+        subject = f"blob {self.registry}/{self.name}@{digest}"
+        url = f"{self.name}/blobs/{digest}"
+        head = self.transport.exchange(Request("HEAD", url, subject, missing=BlobUnknown))
+        size = head.headers.get("Content-Length", "")
+        if not size.isdigit():
+            raise UnexpectedResponse(
+                f"{subject}: the registry does not say how long it is", url=failures.public(head.url)
+            )
+        stream = self.open(Descriptor("application/octet-stream", digest, int(size)))
+        assert isinstance(stream, Download)  # noqa: S101 - for the type checker
+        return stream
+
+    def approve(self, reference: Reference, digest: Digest) -> None:
+        """Ask the policy whether ``reference``, with this digest, may be pulled. Raises :class:`PolicyRefused`."""
+        if self.policy is not None:
+            self.policy.check(reference, digest, self)
 
     def resolve(self, reference: Reference) -> tuple[Descriptor, bytes]:
         """The descriptor and bytes of the manifest or index behind ``reference``.
@@ -97,21 +131,34 @@ class Repository:
         """
         if descriptor.media_type in DOCUMENT_TYPES:
             return io.BytesIO(self.manifest(descriptor))
+        return self.open_at(descriptor, 0)
+
+    def open_at(self, descriptor: Descriptor, offset: int) -> BinaryIO:
+        """The rest of a blob from byte ``offset`` on, where an earlier download has ended; as :meth:`open`."""
+        return Download(  # type: ignore[return-value] # a RawIOBase that reads like a file
+            descriptor,
+            lambda at, length: self.fetch(descriptor, at, length),
+            self._subject("blob", descriptor),
+            offset=offset,
+        )
+
+    def fetch(self, descriptor: Descriptor, offset: int, length: int = 0) -> Response:
+        """The registry's answer with a blob from ``offset`` on, or all of it where it knows no ranges; to be closed.
+
+        ``length`` bytes are asked for, or all that follow where it is 0.
+        """
+        partial = bool(offset or length)
+        headers = {"Range": f"bytes={offset}-{offset + length - 1 if length else ''}"} if partial else {}
+        accept = (200, 206) if partial else (200,)
         subject = self._subject("blob", descriptor)
-
-        def fetch(offset: int) -> Response:
-            headers = {"Range": f"bytes={offset}-"} if offset else {}
-            url, accept = self._url(descriptor), (200, 206) if offset else (200,)
-            return self._transport.stream(Request("GET", url, subject, headers, None, accept, BlobUnknown))
-
-        return Download(descriptor, fetch, subject)  # type: ignore[return-value] # a RawIOBase that reads like a file
+        return self.transport.stream(Request("GET", self._url(descriptor), subject, headers, None, accept, BlobUnknown))
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether the registry says that the content is there."""
         subject = self._subject("content", descriptor)
         headers = {"Accept": ", ".join(DOCUMENT_TYPES)} if descriptor.media_type in DOCUMENT_TYPES else {}
         request = Request("HEAD", self._url(descriptor), subject, headers, None, (200, 404))
-        return self._transport.exchange(request).status != 404  # noqa: PLR2004
+        return self.transport.exchange(request).status != 404  # noqa: PLR2004
 
     def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
         """Send the content of ``stream`` as it is read. It is sent even if it is there: ask :meth:`has` first.
@@ -140,19 +187,29 @@ class Repository:
         subject = f"manifest {self.registry}/{self.name} {target}"
         url = f"{self.name}/manifests/{target}"
         request = Request("PUT", url, subject, {"Content-Type": media_type}, body, (201, 200, 202))
-        answer = self._transport.exchange(request, repeat=True)
+        answer = self.transport.exchange(request, repeat=True)
         return _verify(answer._replace(body=body), None, subject)
+
+    def mount(self, descriptor: Descriptor, source: str) -> bool:
+        """Have the registry take a blob from another of its repositories; False where it does not.
+
+        ``source`` is that repository's name there.
+        """
+        subject = self._subject("blob", descriptor)
+        url = f"{self.name}/blobs/uploads/?mount={quote(descriptor.digest, safe='')}&from={quote(source, safe='')}"
+        scope = f"repository:{source}:pull"
+        request = Request("POST", url, subject, {"Content-Length": "0"}, None, (201, 202), scopes=(scope,))
+        answer = self.transport.exchange(request, repeat=True)
+        if answer.status == 201:  # noqa: PLR2004 - the protocol's own numbers
+            return True
+        self._cancel(_location(answer, subject), subject)
+        return False
 
     def _put_blob(self, descriptor: Descriptor, upload: Upload) -> None:
         subject = self._subject("blob", descriptor)
-        start = Request("POST", f"{self.name}/blobs/uploads/", subject, {"Content-Length": "0"}, None, (202,))
-        location = _location(self._transport.exchange(start), subject)
-        query = "&" if urlsplit(location).query else "?"
-        url = f"{location}{query}digest={quote(descriptor.digest, safe='')}"
-        headers = {"Content-Type": "application/octet-stream"}
-        data = upload if descriptor.size else b"".join(upload)
+        location = self._start_upload(subject)
         try:
-            self._transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
+            self._send_blob(location, descriptor, upload, subject)
         except Exception as error:
             # Not after a broken connection or silence: waiting for the server once was enough.
             if upload.failure is not None or (isinstance(error, RegistryError) and error.status):
@@ -161,10 +218,60 @@ class Repository:
                 raise upload.failure from None
             raise
 
+    def _start_upload(self, subject: str) -> str:
+        start = Request("POST", f"{self.name}/blobs/uploads/", subject, {"Content-Length": "0"}, None, (202,))
+        return _location(self.transport.exchange(start, repeat=True), subject)
+
+    def _send_blob(self, location: str, descriptor: Descriptor, upload: Upload, subject: str) -> None:
+        """All in one request; where that fails in a way that may pass, the rest in further ones.
+
+        Attempts that bring the registry not one byte more are counted; so many in a row are too many.
+        """
+        headers = {"Content-Type": "application/octet-stream"}
+        held, futile = 0, 0
+        while True:
+            data: Upload | bytes = upload if len(upload) else b"".join(upload)
+            url = _with_digest(location, descriptor.digest)
+            try:
+                self.transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
+            except RegistryError as error:
+                if upload.failure is not None or not error.retryable or not upload.seekable():
+                    raise
+                pause = error.retry_after
+                try:
+                    location, came = self._progress(location, subject)
+                except RegistryNotFound:  # the registry knows nothing of it: either it is finished, or it is forgotten
+                    if self.has(descriptor):
+                        return
+                    location, came = self._start_upload(subject), 0
+                futile = 0 if came > held else futile + 1
+                if futile > UPLOAD_RESUMES or pause > LONGEST_WAIT:
+                    raise
+                if futile or pause:
+                    time.sleep(max(pause, PAUSE * futile))
+                held = min(came, descriptor.size)
+                upload.resume(held)
+                headers.pop("Content-Range", None)
+                if 0 < held < descriptor.size:
+                    headers["Content-Range"] = f"{held}-{descriptor.size - 1}"
+            else:
+                return
+
+    def _progress(self, location: str, subject: str) -> tuple[str, int]:
+        """Where an upload goes on, and how many bytes of it the registry has."""
+        request = Request("GET", location, subject, accept=(204, 200))
+        answer = self.transport.exchange(request)
+        first, _, last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        held = int(last) + 1 if first == "0" and last.isascii() and last.isdigit() else 0
+        if held == 1:  # "0-0" is what registries say of one byte, and of none
+            self._cancel(location, subject)
+            return self._start_upload(subject), 0
+        return _location(answer, subject) if answer.headers.get("Location") else location, held
+
     def _cancel(self, location: str, subject: str) -> None:
         """Tell the registry that an upload is over; it would find out by itself in time."""
         try:
-            self._transport.exchange(Request("DELETE", location, subject, accept=(204, 404)))
+            self.transport.exchange(Request("DELETE", location, subject, accept=(204, 404)))
         except ContainerkitError:
             return
 
@@ -172,7 +279,7 @@ class Repository:
         headers = {"Accept": ", ".join(DOCUMENT_TYPES)}
         url = f"{self.name}/manifests/{target}"
         request = Request("GET", url, subject, headers, missing=ManifestUnknown)
-        return self._transport.exchange(request, limit=LARGEST_DOCUMENT)
+        return self.transport.exchange(request, limit=LARGEST_DOCUMENT)
 
     def _url(self, descriptor: Descriptor) -> str:
         kind = "manifests" if descriptor.media_type in DOCUMENT_TYPES else "blobs"
@@ -182,10 +289,15 @@ class Repository:
         return f"{kind} {self.registry}/{self.name}@{descriptor.digest}"
 
 
+def _with_digest(location: str, digest: Digest) -> str:
+    return f"{location}{'&' if urlsplit(location).query else '?'}digest={quote(digest, safe='')}"
+
+
 def _location(answer: Answer, subject: str) -> str:
     """Where to send the upload: absolute or relative, and perhaps on another host (specification, "POST then PUT")."""
-    location = urljoin(answer.url, answer.headers.get("Location", ""))
-    if not answer.headers.get("Location") or urlsplit(location).scheme not in ("http", "https"):
+    said = answer.headers.get("Location", "")
+    location = absolute(answer.url, said) if said else ""
+    if not location:
         message = f"{subject}: the registry does not say where to send it"
         raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
     return location

@@ -13,7 +13,7 @@ from containerkit.errors import (
 )
 from containerkit.image.stream import Verified
 from containerkit.registry import failures
-from containerkit.registry.transport import content_length, read_raw
+from containerkit.registry.bodies import content_length, read_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,27 +26,42 @@ if TYPE_CHECKING:
 
 CHUNK = 256 << 10
 RESUMES = 4
+SMALLEST_WINDOW = 128 << 10
+BREAKS_TO_WINDOW = 3
 PARTIAL_CONTENT = 206
 
 
 class Download(io.RawIOBase):
-    """The bytes of one blob, exactly as many as its descriptor says; the digest is for the reader to verify.
+    """The bytes of one blob from ``offset`` on, exactly as many as its descriptor says; the digest is the reader's.
 
-    ``fetch(offset)`` asks the registry for the blob from ``offset`` on. A connection that breaks or falls silent is
-    replaced at most ``resumes`` times. Reading raises :class:`SizeMismatch` where the registry has more or less than
-    declared, :class:`RegistryDisconnected` and :class:`RegistryTimeout` where resuming did not help.
+    ``fetch(offset, length)`` asks the registry for the blob from ``offset`` on, or for ``length`` bytes of it where that
+    is not 0. A connection that breaks or falls silent is replaced; ``resumes`` times in a row without a byte are too
+    many. After several breaks, the rest comes in pieces, small ones at first: what was on its way when a connection
+    broke was sent in vain. Reading raises :class:`SizeMismatch` where the
+    registry has more or less than declared, :class:`RegistryDisconnected` and :class:`RegistryTimeout` where resuming
+    did not help.
     """
 
     def __init__(
-        self, descriptor: Descriptor, fetch: Callable[[int], Response], subject: str, *, resumes: int = RESUMES
+        self,
+        descriptor: Descriptor,
+        fetch: Callable[[int, int], Response],
+        subject: str,
+        *,
+        resumes: int = RESUMES,
+        offset: int = 0,
     ) -> None:
         super().__init__()
         self._size = descriptor.size
         self._fetch = fetch
         self._subject = subject
-        self._resumes = resumes
-        self._position = 0
+        self._resumes = self._left = resumes
+        self._position = offset
         self._skip = 0  # a server that knows no ranges begins again
+        self._began = offset  # of the present response
+        self._until = descriptor.size  # where the present response ends
+        self._breaks = 0
+        self._window = 0  # how much to ask for at once; 0 is all of it
         self._response: Response | None = None
         self._connect()
 
@@ -64,16 +79,27 @@ class Download(io.RawIOBase):
             raise ValueError("read of a closed download")
         if size is None or size < 0:
             return self.readall()
+        parts: list[bytes] = []
         while size:
-            response = self._connect() if self._response is None else self._response
             try:
-                return self._read(response, size)
+                data = self._read(self._connect() if self._response is None else self._response, size)
             except (RegistryDisconnected, RegistryTimeout):
                 self._drop()
-                if not self._resumes:
+                self._breaks += 1
+                if self._breaks >= BREAKS_TO_WINDOW and self._position:
+                    self._window = max(SMALLEST_WINDOW, (self._position - self._began) // 4)
+                if parts:
+                    break
+                if not self._left:
                     raise
-                self._resumes -= 1
-        return b""
+                self._left -= 1
+                continue
+            self._left = self._resumes
+            if not data:
+                break
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
 
     def readall(self) -> bytes:
         """All that is left."""
@@ -94,14 +120,24 @@ class Download(io.RawIOBase):
     def _read(self, response: Response, size: int) -> bytes:
         while self._skip and (skipped := read_raw(response, min(self._skip, CHUNK), self._subject)):
             self._skip -= len(skipped)
+        if self._position == self._until < self._size:
+            response = self._next()
         left = self._size - self._position
-        data = read_raw(response, min(size, left + 1), self._subject)
+        most = left + 1 if self._until == self._size else self._until - self._position
+        data = read_raw(response, min(size, most), self._subject)
         if len(data) > left:
             raise self._mismatch("more")
         if left and not data:
             self._end_early(response)
         self._position += len(data)
         return data
+
+    def _next(self) -> Response:
+        """The response with the bytes behind the present one's."""
+        self._drop()
+        if self._window:
+            self._window *= 2
+        return self._connect()
 
     def _end_early(self, response: Response) -> None:
         # Only a body that says where it ends (a length, or a last chunk) can be shorter without having been cut.
@@ -110,7 +146,7 @@ class Download(io.RawIOBase):
         raise failures.cut(url=response.url, subject=self._subject)
 
     def _connect(self) -> Response:
-        self._response = response = self._fetch(self._position)
+        self._response = response = self._fetch(self._position, min(self._window, self._size - self._position))
         try:
             self._check_start(response)
         except BaseException:
@@ -119,11 +155,16 @@ class Download(io.RawIOBase):
         return response
 
     def _check_start(self, response: Response) -> None:
-        offset, self._skip = self._position, 0
+        self._began = offset = self._position
+        self._skip, self._until = 0, self._size
         if response.status_code == PARTIAL_CONTENT:
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            place, _, total = response.headers.get("Content-Range", "").partition("/")
+            if not place.startswith(f"bytes {offset}-"):
                 message = f"{self._subject}: the registry resumed at another place than byte {offset}"
                 raise UnexpectedResponse(message, url=failures.public(response.url), status=PARTIAL_CONTENT)
+            if total.isdigit() and int(total) != self._size:
+                raise self._mismatch(total)
+            self._until = end_of_range(response, self._size)
             return
         length = content_length(response)
         if length not in (None, self._size):
@@ -141,6 +182,12 @@ class Download(io.RawIOBase):
             self._response = None
 
 
+def end_of_range(response: Response, size: int) -> int:
+    """Where a partial answer ends in a blob of ``size`` bytes; at its end, where the answer does not say."""
+    last = response.headers.get("Content-Range", "").partition("/")[0].rpartition("-")[2]
+    return min(size, int(last) + 1) if last.isascii() and last.isdigit() else size
+
+
 class Upload:
     """A request body of a known length that is read from ``stream`` as it is sent, never held in memory.
 
@@ -151,10 +198,11 @@ class Upload:
     def __init__(self, descriptor: Descriptor, stream: BinaryIO) -> None:
         self._descriptor = descriptor
         self._stream = stream
+        self._skip = 0
         self.failure: Exception | None = None
 
     def __len__(self) -> int:
-        return self._descriptor.size
+        return max(0, self._descriptor.size - self._skip)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -163,9 +211,27 @@ class Upload:
             self.failure = error
             raise
 
+    def seekable(self) -> bool:
+        """Whether it can be sent again from any place."""
+        seekable = getattr(self._stream, "seekable", None)
+        return bool(seekable and seekable())
+
+    def rewind(self) -> bool:
+        """Make ready to be sent a second time; False where the stream cannot go back."""
+        if not self.seekable() or self.failure is not None:
+            return False
+        self.resume(self._skip)
+        return True
+
+    def resume(self, held: int) -> None:
+        """Send only what comes after the first ``held`` bytes; all of it is read and checked again."""
+        self._stream.seek(0)
+        self._skip = held
+
     def _chunks(self) -> Iterator[bytes]:
-        verified, held = Verified(self._stream, self._descriptor), b""
+        verified, held, skip = Verified(self._stream, self._descriptor), b"", self._skip
         while piece := verified.piece():
+            piece, skip = piece[skip:], max(0, skip - len(piece))
             if held:
                 yield held
             held = piece

@@ -1,18 +1,33 @@
-"""One registry's HTTP: where it listens, pooled connections, time limits and the retries of what may be repeated.
+"""One registry's HTTP: where it listens, pooled connections, time limits, authorization, redirects and retries.
 
-Everything that every request shares sits here, so that tokens, certificates, mirrors and finer retries have one place.
+Everything that every request shares sits here. Credentials go to the registry itself and to the token service that it
+names; never to where it redirects (RFC 9110 section 15.4, and the leaks that made it so).
 """
 
 from __future__ import annotations
 
-import ipaddress
+import email.utils
+import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import urlsplit
 
-from containerkit.errors import RegistryError, RegistryNotFound, UnexpectedResponse
-from containerkit.image.reference import DEFAULT_REGISTRY
+from containerkit.errors import (
+    RedirectRefused,
+    RegistryDisconnected,
+    RegistryError,
+    RegistryNotFound,
+    RegistryUnauthorized,
+    RegistryUnavailable,
+    TlsFailed,
+    TokenError,
+    TokenRejected,
+    UnexpectedResponse,
+)
 from containerkit.registry import failures
+from containerkit.registry.addresses import absolute, endpoint, is_loopback, origin
+from containerkit.registry.bodies import read_body
+from containerkit.registry.challenge import Authorizer, parse_challenges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,13 +35,20 @@ if TYPE_CHECKING:
 
     from requests import Response
 
+    from containerkit.registry.challenge import Memory
+    from containerkit.registry.credentials import Credential
+    from containerkit.registry.tls import Tls
+
     T = TypeVar("T")
 
-DOCKER_HUB = "registry-1.docker.io"
 CONNECT_TIMEOUT = 10.0
 TIMEOUT = 30.0
-DELAYS = (0.1, 0.4)
-POOL = 16
+DELAYS = (0.1, 0.4, 1.0, 2.0)
+UNREACHABLE_RETRIES = 2  # where nobody listens, patience is of little use
+LONGEST_WAIT = 60.0  # the most (seconds) that a server's Retry-After is obeyed
+MOST_REDIRECTS = 5
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+UNAUTHORIZED = 401
 SMALL_BODY = 64 << 10
 
 # A blob is the bytes that hash to its digest. A proxy that compressed them on the way would only cost time.
@@ -34,15 +56,19 @@ HEADERS = {"User-Agent": "containerkit", "Accept-Encoding": "identity"}
 
 
 class Request(NamedTuple):
-    """One request. ``url`` may be relative to the registry's API root; ``subject`` names it in errors."""
+    """One request. ``url`` may be relative to the registry's API root; ``subject`` names it in errors.
+
+    ``scopes`` are what it needs besides the transport's own (token authentication: ``repository:NAME:ACTIONS``).
+    """
 
     method: str
     url: str
     subject: str
     headers: Mapping[str, str] = {}
-    data: bytes | Iterable[bytes] | None = None
+    data: bytes | Iterable[bytes] | None = None  # an iterable with a method ``rewind`` may be sent again after a 401
     accept: tuple[int, ...] = (200,)
     missing: type[RegistryNotFound] = RegistryNotFound
+    scopes: tuple[str, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -54,47 +80,73 @@ class Answer(NamedTuple):
     url: str
 
 
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` (``name[:port]``) is this machine: ``localhost``, 127.0.0.0/8 or ``[::1]``."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+class RateLimit(NamedTuple):
+    """What the registry last said of how much one may still pull: ``RateLimit-Limit`` and ``-Remaining``.
 
+    ``seconds`` is the window; 0 where it is not said.
+    """
 
-def endpoint(registry: str) -> str:
-    """The API root of a registry as references name it: plain http on loopback, https everywhere else."""
-    host = DOCKER_HUB if registry == DEFAULT_REGISTRY else registry
-    return f"{'http' if is_loopback(host) else 'https'}://{host}/v2/"
+    limit: int
+    remaining: int
+    seconds: int
 
 
 class Transport:
     """The connections to one registry, to be shared by threads. Loads requests.
 
-    ``timeout`` is how long (seconds) the server may stay silent within an answer. ``delays`` are the pauses (seconds)
-    before a request that may be repeated is sent again.
+    ``root`` is the API root, where it is not the usual one. ``timeout`` is how long (seconds) the server may be silent
+    within an answer. ``delays`` are the pauses (seconds, with jitter) before a request that may be repeated is sent
+    again. ``scopes`` are what its requests need; ``find`` gives the credentials when the registry asks for some;
+    ``memory`` is where tokens are kept. ``other_scheme`` allows to fall back, once, to http where a registry at https
+    has no TLS, or the reverse. ``headers`` go to the registry itself with every request. ``places`` are directories
+    with the certificates of further hosts (``certs.d``).
     """
 
-    def __init__(self, registry: str, *, timeout: float = TIMEOUT, delays: tuple[float, ...] = DELAYS) -> None:
+    def __init__(
+        self,
+        registry: str,
+        *,
+        root: str = "",
+        timeout: float = TIMEOUT,
+        delays: tuple[float, ...] = DELAYS,
+        tls: Tls | None = None,
+        scopes: tuple[str, ...] = (),
+        find: Callable[[], Credential | None] = lambda: None,
+        memory: Memory | None = None,
+        other_scheme: bool = False,
+        places: tuple[str, ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         import requests
-        from requests.adapters import HTTPAdapter
-        from requests.utils import get_environ_proxies
 
-        self.root = endpoint(registry)
+        self.root = root or endpoint(registry)
         self.delays = delays
+        self.scopes = scopes
+        self.rate_limit: RateLimit | None = None
         self._timeout = (min(CONNECT_TIMEOUT, timeout), timeout)
+        self._tls = tls
+        self._headers = dict(headers or {})
         self._session = requests.Session()
         # The environment's .netrc would send its passwords unasked; of the environment only the proxies are meant.
         self._session.trust_env = False
-        if not is_loopback(registry):
-            self._session.proxies.update(get_environ_proxies(self.root))
+        self._proxies: dict[str, dict[str, str]] = {}
+        self._other_scheme = other_scheme
         self._session.headers.clear()
         self._session.headers.update(HEADERS)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL))
+        self._mount(places)
+        self._authorizer = Authorizer(self.root, find, self._ask_token_service, memory)
+
+    def _mount(self, places: tuple[str, ...]) -> None:
+        """Connections by these settings; and no cookies: they know no ports, and would wander between registries."""
+        from http.cookiejar import DefaultCookiePolicy
+
+        from requests.adapters import HTTPAdapter
+
+        from containerkit.registry.tls import POOL, Tls, TlsAdapter
+
+        self._session.mount("http://", HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL))
+        self._session.mount("https://", TlsAdapter(urlsplit(self.root).netloc, self._tls or Tls(), places))
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def __enter__(self) -> Self:
         return self
@@ -123,13 +175,17 @@ class Transport:
         return self._repeat(lambda: self._send(request), self.delays)
 
     def _repeat(self, action: Callable[[], T], delays: tuple[float, ...]) -> T:
-        for delay in delays:
+        for number, delay in enumerate(delays):
             try:
                 return action()
             except RegistryError as error:
-                if not error.retryable:
+                unreachable = isinstance(error, RegistryUnavailable) and not error.status
+                if not error.retryable or error.retry_after > LONGEST_WAIT:
                     raise
-            time.sleep(delay)
+                if unreachable and number >= UNREACHABLE_RETRIES:
+                    raise
+                pause = max(error.retry_after, delay * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
+            time.sleep(pause)
         return action()
 
     def _exchange(self, request: Request, limit: int) -> Answer:
@@ -141,71 +197,189 @@ class Transport:
             return Answer(response.status_code, response.headers, body, response.url)
 
     def _send(self, request: Request) -> Response:
+        """Send it; to the other scheme where the registry turns out to speak that, and it may be spoken."""
+        try:
+            response = self._send_once(request)
+        except (RegistryUnavailable, RegistryDisconnected) as error:
+            secure = self.root.startswith("https:")
+            wrong = isinstance(error, TlsFailed) or (secure and not error.status)
+            if not (self._other_scheme and wrong and _starts_anew(request)):
+                raise
+            return self._send_other(request, error)
+        self._other_scheme = False
+        return response
+
+    def _send_other(self, request: Request, error: RegistryError) -> Response:
+        root = self.root
+        scheme, _, rest = root.partition(":")
+        self.root = self._authorizer.root = f"{'http' if scheme == 'https' else 'https'}:{rest}"
+        try:
+            response = self._send_once(request)
+        except (RegistryUnavailable, RegistryDisconnected) as other:
+            if other.status:
+                raise
+            self.root = self._authorizer.root = root
+            raise error from None  # neither: what was tried first says more
+        self._other_scheme = False
+        return response
+
+    def _send_once(self, request: Request) -> Response:
+        """Send it with what authorizes it; a 401 is answered once."""
+        url = _join(self.root, request.url, request.subject)
+        scopes = (*self.scopes, *request.scopes)
+        try:
+            authorization = self._authorizer.header(scopes) if self._is_ours(url) else ""
+            response = self._follow(request, url, authorization)
+            if response.status_code == UNAUTHORIZED and self._is_ours(response.url):
+                with response:
+                    refusal = self._refusal(response, request)
+                header = response.headers.get("WWW-Authenticate", "")
+                fresh = self._authorizer.challenged(header, scopes, authorization)
+                if not fresh or not _repeatable(request):
+                    raise refusal
+                response = self._follow(request, url, fresh)
+                self._check_token(response, request, fresh)
+        except TokenError as error:
+            raise self._without_token(error, request) from error
+        self._note(response)
+        if response.status_code not in request.accept:
+            with response:
+                raise self._refusal(response, request)
+        return response
+
+    def _follow(self, request: Request, url: str, authorization: str) -> Response:
+        """One request, and for GET and HEAD where it is redirected to."""
+        for _ in range(MOST_REDIRECTS + 1):
+            headers = dict(request.headers)
+            if self._is_ours(url):
+                headers |= self._headers
+                if authorization:
+                    headers["Authorization"] = authorization
+            response = self._once(request, url, headers)
+            if response.status_code not in REDIRECTS or request.method not in ("GET", "HEAD"):
+                return response
+            with response:
+                url = self._target(request, url, response.headers.get("Location", ""))
+        message = f"{request.subject}: {failures.server(url)} redirects without end"
+        raise RedirectRefused(message, url=failures.public(url))
+
+    def _target(self, request: Request, url: str, location: str) -> str:
+        """Where ``url`` redirects to, if that may be followed."""
+        says = f"{request.subject}: {failures.server(url)} redirects"
+        target = absolute(url, location) if location else ""
+        if not target:
+            raise RedirectRefused(f"{says} to nowhere", url=failures.public(url))
+        if target.startswith("http:") and url.startswith("https:") and not (self._tls and self._tls.insecure):
+            raise RedirectRefused(f"{says} from https to http", url=failures.public(url))
+        return target
+
+    def _check_token(self, response: Response, request: Request, sent: str) -> None:
+        """A token that is refused although it is new is another matter than a wrong password."""
+        if response.status_code != UNAUTHORIZED or not sent.startswith("Bearer ") or not self._is_ours(response.url):
+            return
+        challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
+        if "insufficient_scope" in {each.parameters.get("error") for each in challenges}:
+            return
+        with response:
+            refusal = self._refusal(response, request)
+        raise TokenRejected(
+            refusal.message,
+            url=refusal.url,
+            status=refusal.status,
+            code=refusal.code,
+            hint="the token is new: do the clocks of registry and token service agree?",
+        )
+
+    def _once(self, request: Request, url: str, headers: Mapping[str, str]) -> Response:
         from requests.exceptions import RequestException
         from urllib3.exceptions import HTTPError
 
-        url = urljoin(self.root, request.url)
         try:
-            response = self._session.request(
+            return self._session.request(
                 request.method,
                 url,
-                headers=dict(request.headers),
+                headers=dict(headers),
                 data=request.data,
                 stream=True,
                 timeout=self._timeout,
-                allow_redirects=request.method in ("GET", "HEAD"),
+                allow_redirects=False,
+                proxies=self._proxies_for(url),
             )
         except (RequestException, HTTPError, UnicodeError) as error:
             raise failures.breakage(error, url=url, subject=request.subject) from failures.cause(error)
-        if response.status_code not in request.accept:
-            raise self._refusal(response, request)
-        return response
+
+    def _proxies_for(self, url: str) -> dict[str, str]:
+        """The environment's, and none for this machine itself."""
+        from requests.utils import get_environ_proxies
+
+        host = urlsplit(url).netloc
+        if host not in self._proxies:
+            self._proxies[host] = {} if is_loopback(host) else get_environ_proxies(url)
+        return self._proxies[host]
+
+    def _is_ours(self, url: str) -> bool:
+        """Whether it is the registry itself: scheme, host and port."""
+        return origin(url) == origin(self.root)
+
+    def _ask_token_service(
+        self, method: str, url: str, headers: Mapping[str, str], data: bytes | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        url = _join(self.root, url, "token")
+        request = Request(method, url, f"token from {failures.server(url)}", headers, data)
+        with self._once(request, url, headers) as response:
+            body = read_body(response, SMALL_BODY, request.subject)
+            return response.status_code, response.headers, body
+
+    def _without_token(self, error: TokenError, request: Request) -> RegistryError:
+        """A token that is refused is this request's refusal, too."""
+        if error.status in (401, 403):
+            message = f"{request.subject}: {error.message}"
+            return RegistryUnauthorized(message, url=error.url, status=error.status, code=error.code, hint=error.hint)
+        error.message = f"{request.subject}: {error.message}"
+        return error
+
+    def _note(self, response: Response) -> None:
+        """Remember what is said of rate limits: ``100;w=21600``."""
+        limit, _, window = response.headers.get("RateLimit-Limit", "").partition(";w=")
+        remaining = response.headers.get("RateLimit-Remaining", "").partition(";")[0]
+        if limit.isdigit() and remaining.isdigit():
+            self.rate_limit = RateLimit(int(limit), int(remaining), int(window) if window.isdigit() else 0)
 
     def _refusal(self, response: Response, request: Request) -> RegistryError:
-        with response:
-            try:
-                body = read_body(response, SMALL_BODY, request.subject)
-            except RegistryError:
-                body = b""  # the status says enough
-        return failures.refusal(
+        try:
+            body = read_body(response, SMALL_BODY, request.subject)
+        except RegistryError:
+            body = b""  # the status says enough
+        error = failures.refusal(
             response.status_code, body, url=response.url, subject=request.subject, missing=request.missing
         )
+        error.retry_after = retry_after(response.headers.get("Retry-After", ""))
+        return error
 
 
-def read_body(response: Response, most: int, subject: str) -> bytes:
-    """At most ``most`` bytes of the body as they came over the wire, to its end where it is not longer."""
-    chunks = []
-    while most > 0 and (chunk := read_raw(response, most, subject)):
-        chunks.append(chunk)
-        most -= len(chunk)
-    return b"".join(chunks)
+def _join(root: str, url: str, subject: str) -> str:
+    if joined := absolute(root, url):
+        return joined
+    raise UnexpectedResponse(f"{subject}: {failures.printable(url)!r} is no address of a server", url=root)
 
 
-def read_raw(response: Response, size: int, subject: str) -> bytes:
-    """Up to ``size`` bytes of the body, undecoded; empty at its end.
+def _starts_anew(request: Request) -> bool:
+    return request.data is None or isinstance(request.data, bytes)
 
-    Raises :class:`RegistryDisconnected` where the connection ends before the length that the server declared, and
-    :class:`RegistryTimeout` where nothing came in time.
-    """
-    from urllib3.exceptions import HTTPError
 
+def _repeatable(request: Request) -> bool:
+    """Whether its body can be sent a second time; then it is at its beginning again."""
+    if _starts_anew(request):
+        return True
+    rewind = getattr(request.data, "rewind", None)
+    return rewind is not None and bool(rewind())
+
+
+def retry_after(text: str) -> float:
+    """Seconds to wait, from ``Retry-After`` (RFC 9110 section 10.2.3): a number or a date; 0 for anything else."""
+    if text.isascii() and text.isdigit():
+        return float(text)
     try:
-        data: bytes = response.raw.read(size, decode_content=False)
-        if data or not _incomplete(response):
-            return data
-    except (HTTPError, OSError) as error:
-        raise failures.breakage(error, url=response.url, subject=subject) from failures.cause(error)
-    raise failures.cut(url=response.url, subject=subject)
-
-
-def _incomplete(response: Response) -> bool:
-    """Whether the body ended early. urllib3 1.x does not look unless told, and requests does not tell it."""
-    declared = content_length(response)
-    head = response.request.method == "HEAD"
-    return declared is not None and not head and response.raw.tell() < declared
-
-
-def content_length(response: Response) -> int | None:
-    """The length of the body that the server declared, in bytes."""
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() and "Transfer-Encoding" not in response.headers else None
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0

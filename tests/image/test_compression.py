@@ -3,15 +3,22 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import lzma
 import os
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
 
-from containerkit.errors import CorruptLayer
+from containerkit.errors import CompressionBomb, CorruptLayer, LayerTooLarge
 from containerkit.image import compression
 from containerkit.image.compression import compression_of, decompressed
+from containerkit.image.limits import ImageLimits
+from support.images import make_tar, member
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLAIN = os.urandom(50_000) + bytes(3_000_000) + os.urandom(50_000)
 ZSTD = zstandard.ZstdCompressor(write_checksum=True)
@@ -25,6 +32,10 @@ FORMS = {
     "zstd": ZSTD.compress(PLAIN),
     "zstd frames": ZSTD.compress(PLAIN[:70_000]) + SKIPPABLE + ZSTD.compress(PLAIN[70_000:]),
     "zstd skippable first": SKIPPABLE + ZSTD.compress(PLAIN),
+    "bzip2": bz2.compress(PLAIN),
+    "bzip2 streams": bz2.compress(PLAIN[:70_000]) + bz2.compress(b"") + bz2.compress(PLAIN[70_000:]),
+    "xz": lzma.compress(PLAIN, preset=1),
+    "xz streams": lzma.compress(PLAIN[:70_000]) + bytes(8) + lzma.compress(PLAIN[70_000:], preset=1) + bytes(4),
 }
 
 
@@ -46,22 +57,23 @@ def test_every_form(content: bytes, piece: int) -> None:
     assert read(content, piece) == PLAIN
 
 
-def test_a_bomb_comes_in_pieces() -> None:
-    bomb = io.BytesIO(gzip.compress(bytes(64 << 20)))
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, ZSTD.compress])
+def test_a_bomb_comes_in_pieces(compress: Callable[[bytes], bytes]) -> None:
+    bomb = io.BytesIO(compress(bytes(64 << 20)))
     reader = decompressed(bomb.read)
     sizes = [len(piece) for piece in iter(reader, b"")]
     assert sum(sizes) == 64 << 20
-    assert max(sizes) <= compression.MOST_AT_ONCE
+    assert max(sizes) <= 2 * compression.MOST_AT_ONCE
 
 
-@pytest.mark.parametrize("form", ["gzip", "gzip members", "zstd", "zstd frames"])
+@pytest.mark.parametrize("form", ["gzip", "gzip members", "zstd", "zstd frames", "bzip2", "bzip2 streams", "xz"])
 @pytest.mark.parametrize("cut", [1, 9, 20_000, 60_000])
 def test_truncated(form: str, cut: int) -> None:
     with pytest.raises(CorruptLayer):
         read(FORMS[form][:-cut], 4096)
 
 
-@pytest.mark.parametrize("form", ["gzip", "zstd"])
+@pytest.mark.parametrize("form", ["gzip", "zstd", "bzip2", "xz"])
 def test_damaged(form: str) -> None:
     damaged = bytearray(FORMS[form])
     damaged[len(damaged) // 3] ^= 0x55
@@ -69,12 +81,49 @@ def test_damaged(form: str) -> None:
         read(bytes(damaged), 4096)
 
 
-def test_rubbish_after_gzip() -> None:
+@pytest.mark.parametrize("form", ["gzip", "bzip2", "xz"])
+def test_rubbish_after_the_end(form: str) -> None:
     with pytest.raises(CorruptLayer):
-        read(FORMS["gzip"] + b"rubbish, not a member", 4096)
+        read(FORMS[form] + b"rubbish, nothing of the kind", 4096)
 
 
 def test_told_by_the_first_bytes() -> None:
-    assert [compression_of(content[:4]) for content in (*FORMS.values(), b"", bz2.compress(b""))] == [
-        "", "gzip", "gzip", "gzip", "zstd", "zstd", "zstd", "", "",
-    ]  # fmt: skip
+    for size in (4, 10):
+        assert {name: compression_of(content[:size]) for name, content in FORMS.items()} == {
+            name: "" if name == "plain" else name.partition(" ")[0] for name in FORMS
+        }
+    assert compression_of(b"") == compression_of(b"\xfd") == compression_of(b"BZh0123456") == ""
+    assert compression_of(bz2.compress(b"")) == "bzip2"
+
+
+def test_a_tar_whose_first_name_looks_like_bzip2() -> None:
+    tar = make_tar([member("BZh91AY.txt", b"plain")])
+    assert read(tar, 4) == tar
+
+
+@pytest.mark.parametrize(
+    ("form", "limits", "error", "limit"),
+    [
+        ("gzip", {"ratio_free": 1 << 20, "ratio": 20}, CompressionBomb, "ratio"),
+        ("bzip2", {"ratio_free": 1 << 20, "ratio": 20}, CompressionBomb, "ratio"),
+        ("xz", {"ratio_free": 1 << 20, "ratio": 20}, CompressionBomb, "ratio"),
+        ("zstd", {"ratio_free": 1 << 20, "ratio": 20}, CompressionBomb, "ratio"),
+        ("plain", {"layer_size": 3_099_999}, LayerTooLarge, "layer_size"),
+        ("xz", {"layer_size": 3_099_999}, LayerTooLarge, "layer_size"),
+    ],
+)
+def test_limits(form: str, limits: dict[str, int], error: type[LayerTooLarge], limit: str) -> None:
+    stream = io.BytesIO(FORMS[form])
+    reader = decompressed(lambda: stream.read(4096), ImageLimits(**limits))  # type: ignore[arg-type]
+    with pytest.raises(error) as caught:
+        list(iter(reader, b""))
+    assert (type(caught.value), caught.value.limit, caught.value.allowed) == (error, limit, limits[limit])
+    assert caught.value.found > caught.value.allowed
+
+
+def test_just_within_the_limits_and_counted() -> None:
+    stream, counts = io.BytesIO(FORMS["gzip"]), []
+    limits = ImageLimits(layer_size=len(PLAIN), ratio_free=len(PLAIN), ratio=1)
+    reader = decompressed(lambda: stream.read(4096), limits, counts.append)
+    assert b"".join(iter(reader, b"")) == PLAIN
+    assert (counts[0], counts[-1], counts) == (0, len(PLAIN), sorted(counts))

@@ -32,7 +32,6 @@ from containerkit.errors import (
 )
 from containerkit.image import model
 from containerkit.image.images import Image, Images
-from containerkit.image.sweep import bringing_in, sweep
 from containerkit.state import State
 from support.images import MTIME, MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink
 
@@ -54,7 +53,7 @@ def state(state_root: str) -> Iterator[State]:
 
 
 def images_of(state: State, remote: MadeImage) -> Images:
-    return Images(state, lambda _: remote)
+    return Images(state, lambda _, push: remote)
 
 
 def left_in(state: State) -> dict[str, list[str]]:
@@ -289,16 +288,6 @@ def test_an_image_in_use_stays(state: State) -> None:
     assert left_in(state) == NOTHING
 
 
-def test_a_sweep_waits_for_those_who_bring_in(state: State) -> None:
-    rubbish = state.path("layers", "0" * 64)
-    os.mkdir(rubbish)
-    with bringing_in(state):
-        assert not sweep(state)
-        assert os.path.exists(rubbish)
-    assert sweep(state)
-    assert left_in(state) == NOTHING
-
-
 def test_what_a_dead_process_left_is_swept(state: State) -> None:
     os.makedirs(state.path("ingest", "layer-x", "d"))
     with open(state.path("ingest", "blob-x"), "wb"):
@@ -352,7 +341,7 @@ def test_push_sends_what_is_missing(state: State) -> None:
     images = images_of(state, MadeImage([LOWER, UPPER]))
     image = images.pull("example.org/app:1")
     target = MadeImage([LOWER])
-    pushing = Images(state, lambda _: target)
+    pushing = Images(state, lambda _, push: target)
     pushing.tag(image, "example.com/app:2")
     assert pushing.push("example.com/app:2") == image.digest
     assert target.opened == []
@@ -528,7 +517,7 @@ def test_peers_read_what_is_imported(state: State) -> None:
         file.write(make_tar(ROOTFS))
     image = images.import_rootfs(images.import_rootfs(tar, tag="a").lowers[0], tag="b")
     target = MadeImage([])
-    Images(state, lambda _: target).push("b")
+    Images(state, lambda _, push: target).push("b")
     layout = target.write_layout(state.path("cache/layout"))
     command = ["umoci", "unpack", "--image", f"{layout}:latest", state.path("cache/bundle")]
     subprocess.run(command, check=True, capture_output=True)
@@ -548,7 +537,11 @@ def test_a_stream_that_breaks_off(state: State) -> None:
         patch.setattr(made, "open", lambda descriptor: Broken(made.blobs[descriptor.digest]))
         with pytest.raises(ConnectionResetError, match="gone"):
             images_of(state, made).pull("app")
-    assert left_in(state) == NOTHING
+    left = left_in(state)
+    assert left.pop("ingest") == [f"partial-sha256-{digest(made.layers[1]).hex}"]
+    assert not any(left.values())
+    assert images_of(state, made).pull("app").id == digest(made.config)
+    assert left_in(state)["ingest"] == []
     assert images_of(state, made).pull("app").names == ("app:latest",)
 
 

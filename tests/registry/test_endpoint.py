@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from containerkit.registry.addresses import endpoint
 from containerkit.registry.failures import public
-from containerkit.registry.transport import endpoint
 
 
 @pytest.mark.parametrize(

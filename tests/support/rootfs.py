@@ -60,7 +60,7 @@ def debian_rootfs(path: str) -> str:
     """Make ``path`` a minimal Debian of the release that the host runs, from the mirror that the host's apt uses."""
     facts.require("debootstrap")
     mirror, suite = apt_mirror()
-    environment = {**os.environ, **_apt_proxy()}
+    environment = {**os.environ, **apt_proxy()}
     command = ["debootstrap", "--variant=minbase", suite, path, mirror]
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=600)
     return path
@@ -89,7 +89,7 @@ def _release() -> str:
     return entries.get("VERSION_CODENAME", "stable").strip('"')
 
 
-def _apt_proxy() -> dict[str, str]:
+def apt_proxy() -> dict[str, str]:
     """Apt's own proxy as the environment variable that debootstrap's downloads obey."""
     shell = subprocess.run(
         ["apt-config", "dump", "--format=%v%n", "Acquire::http::Proxy"], check=True, capture_output=True, text=True

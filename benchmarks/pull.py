@@ -1,0 +1,220 @@
+"""Pulling a real image from a registry on loopback: ours against docker, podman, and tar alone, in alternating rounds.
+
+    python benchmarks/pull.py [--rounds 3] [--megabytes 670] [--directory DIR]
+
+Needs root, Debian's docker-registry and skopeo. The image has eight gzip layers of this machine's /usr. Every round
+pulls into nothing; what a round made is removed outside its time. Times count from spawning a process to reaping it,
+ours too. ``tar -xz`` unpacks the same layers one after another, from files: no network, no digests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [REPOSITORY, os.path.dirname(os.path.abspath(__file__))]
+
+import peers  # noqa: E402 - found beside this file
+from unpack import choose_files  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LAYERS = 8
+OURS = """\
+import sys, resource; sys.path.insert(0, sys.argv[1])
+import containerkit as ck
+ck.Host(root=sys.argv[2]).images.pull(sys.argv[3])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+CONFIG = """\
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {directory}}}}}
+http: {{addr: "127.0.0.1:{port}", secret: none}}
+"""
+
+
+def make_layout(directory: str, megabytes: int) -> list[str]:
+    """An OCI layout with one image, and the paths of its layers, lowest first."""
+    names = choose_files(megabytes)
+    blobs = os.path.join(directory, "blobs", "sha256")
+    os.makedirs(blobs)
+    layers, diff_ids, paths = [], [], []
+    for number in range(LAYERS):
+        part = names[number * len(names) // LAYERS : (number + 1) * len(names) // LAYERS]
+        plain = os.path.join(directory, "plain.tar")
+        command = ["tar", "-C", "/", "--null", "--no-recursion", "-T", "-", "-cf", plain]
+        text = "\0".join(name.lstrip("/") for name in part)
+        subprocess.run(command, input=text.encode(errors="surrogateescape"), check=True)
+        with open(plain, "rb") as file:
+            diff_ids.append("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
+            file.seek(0)
+            with open(plain + ".gz", "wb") as raw, gzip.GzipFile("", "wb", 6, raw, 0) as packed:
+                shutil.copyfileobj(file, packed, 1 << 20)
+        layers.append(_store(blobs, plain + ".gz", "application/vnd.oci.image.layer.v1.tar+gzip"))
+        paths.append(os.path.join(blobs, layers[-1]["digest"].partition(":")[2]))
+    os.unlink(plain)
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    config = {"os": "linux", "architecture": machine, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    head = _store_json(blobs, config, "application/vnd.oci.image.config.v1+json")
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": kind, "config": head, "layers": layers}
+    entry = _store_json(blobs, manifest, kind)
+    entry["annotations"] = {"org.opencontainers.image.ref.name": "bench"}
+    _write(os.path.join(directory, "index.json"), json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    _write(os.path.join(directory, "oci-layout"), '{"imageLayoutVersion": "1.0.0"}')
+    size = sum(layer["size"] for layer in layers)
+    print(f"{LAYERS} layers, {len(names)} entries, {size / 1e6:.0f} MB compressed")
+    return paths
+
+
+def _store(blobs: str, path: str, media_type: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = os.stat(path).st_size
+    os.rename(path, os.path.join(blobs, digest))
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}
+
+
+def _store_json(blobs: str, document: dict[str, Any], media_type: str) -> dict[str, Any]:
+    path = os.path.join(blobs, "new")
+    _write(path, json.dumps(document))
+    return _store(blobs, path, media_type)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def registry(directory: str) -> Iterator[str]:
+    """Debian's docker-registry on a free port: ``127.0.0.1:PORT``."""
+    os.makedirs(directory)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = os.path.join(directory, "config.yml")
+    _write(config, CONFIG.format(directory=directory, port=port))
+    with subprocess.Popen(["docker-registry", "serve", config], stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def timed(command: list[str]) -> float:
+    """Seconds from spawning a command to reaping it."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+class Ours:
+    """``host.images.pull`` in a process of its own."""
+
+    def __init__(self, directory: str, image: str) -> None:
+        self.root = os.path.join(directory, "state")
+        self.image = image
+        self.peak = 0
+
+    def pull(self) -> float:
+        """One pull into an empty state root."""
+        start = time.perf_counter()
+        command = [sys.executable, "-c", OURS, REPOSITORY, self.root, self.image]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        self.peak = max(self.peak, int(done.stdout) * 1024)
+        return time.perf_counter() - start
+
+    def forget(self) -> None:
+        """Remove the state root."""
+        shutil.rmtree(self.root)
+
+
+def contenders(stack: contextlib.ExitStack, directory: str, image: str, layers: list[str]) -> dict[str, Any]:
+    """By name: what is timed, and what makes it undone."""
+    ours = Ours(directory, image)
+    found: dict[str, Any] = {"containerkit": (ours.pull, ours.forget)}
+    target = os.path.join(directory, "tar")
+
+    def with_tar() -> float:
+        os.mkdir(target)
+        return sum(timed(["tar", "-C", target, "-xzf", layer]) for layer in layers)
+
+    found["tar -xz"] = (with_tar, lambda: shutil.rmtree(target))
+    runner = peers.Runner()
+    stack.callback(runner.close)
+    if shutil.which("podman"):
+        stores = ["--root", f"{directory}/podman/root", "--runroot", f"{directory}/podman/run"]
+        podman = ["podman", *stores, "--events-backend", "none"]
+        stack.callback(runner.time, ["umount", f"{directory}/podman/root/overlay"], check=False)
+        found["podman pull"] = _pull(
+            runner, [*podman, "pull", "-q", "--tls-verify=false", image], [*podman, "rmi", image]
+        )
+    if shutil.which("dockerd"):
+        os.makedirs(f"{directory}/docker")
+        docker = ["docker", "-H", stack.enter_context(peers.daemon(f"{directory}/docker"))]
+        found["docker pull"] = _pull(runner, [*docker, "pull", "-q", image], [*docker, "rmi", image])
+    return found
+
+
+def _pull(runner: peers.Runner, pull: list[str], remove: list[str]) -> Any:
+    return (lambda: runner.time(pull) / 1000), (lambda: runner.time(remove))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=670)
+    parser.add_argument("--directory", default=None, help="where everything goes (default: for temporary files)")
+    options = parser.parse_args()
+    directory = tempfile.mkdtemp(prefix="ck-pull-", dir=options.directory)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        layers = make_layout(os.path.join(directory, "layout"), options.megabytes)
+        host = stack.enter_context(registry(os.path.join(directory, "registry")))
+        image = f"{host}/bench:1"
+        copy = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false"]
+        subprocess.run([*copy, f"oci:{directory}/layout:bench", f"docker://{image}"], check=True)
+        found = contenders(stack, directory, image, layers)
+        times: dict[str, list[float]] = {name: [] for name in found}
+        for _ in range(options.rounds):
+            for name, (pull, forget) in found.items():
+                os.sync()
+                times[name].append(pull())
+                forget()
+        report(times)
+        peak = found["containerkit"][0].__self__.peak
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        print(f"\npeak memory of containerkit's process: {peak / 1e6:.0f} MB (largest of all: {children / 1e3:.0f} MB)")
+
+
+def report(times: dict[str, list[float]]) -> None:
+    """A table of medians, and how many times ours each takes."""
+    ours = statistics.median(times["containerkit"])
+    print(f"\n{'':14} {'median s':>9} {'min s':>7} {'ratio':>7}")
+    for name, values in times.items():
+        print(f"{name:14} {statistics.median(values):9.2f} {min(values):7.2f} {statistics.median(values) / ours:7.2f}")
+
+
+if __name__ == "__main__":
+    main()

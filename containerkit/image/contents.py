@@ -1,0 +1,291 @@
+"""What an image holds, from its layer tars alone: the merged tree, without unpacking, mounting or any privilege.
+
+Layers are applied as :mod:`.extract` applies them: a path through a symlink lands where that leads inside the image,
+whiteouts speak of lower layers only, wherever they stand in their tar, and names that a hard link joins share one
+:class:`Inode`. Only headers are kept; an inode knows where its data lies.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from containerkit.errors import CorruptLayer, UnsafeEntry
+from containerkit.image.compression import decompressed
+from containerkit.image.extract import WHITEOUT, WHITEOUT_META, WHITEOUT_OPAQUE, clean
+from containerkit.image.layer import DIRECTORY, LINK, SYMLINK, TarReader
+from containerkit.image.merged import MOST_LINKS
+from containerkit.image.stream import Verified
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from containerkit.image.layer import Entry
+    from containerkit.image.model import Descriptor
+    from containerkit.image.transfer import BlobSource
+
+IMPLICIT = -1
+
+
+class Inode:
+    """A file of the image: its header, the index of its layer, its place among that tar's entries, how many names."""
+
+    __slots__ = ("entry", "layer", "names", "number")
+
+    def __init__(self, entry: Entry | None, layer: int, number: int) -> None:
+        self.entry = entry
+        self.layer = layer
+        self.number = number
+        self.names = 0
+
+    @property
+    def kind(self) -> bytes:
+        """Its type, as in a tar header; a directory that no layer has an entry for is one, too."""
+        return self.entry.kind if self.entry is not None else DIRECTORY
+
+    @property
+    def stored(self) -> int:
+        """What its data takes in its layer (bytes)."""
+        return self.entry.size if self.entry is not None else 0
+
+    @property
+    def size(self) -> int:
+        """Its length, holes and all (bytes)."""
+        if self.entry is None:
+            return 0
+        return self.entry.sparse.size if self.entry.sparse is not None else self.entry.size
+
+
+class Node:
+    """A name in the tree. ``layer`` is the one that put it there; ``children`` is None for what is no directory."""
+
+    __slots__ = ("children", "inode", "layer")
+
+    def __init__(self, inode: Inode, layer: int) -> None:
+        self.inode = inode
+        self.layer = layer
+        self.children: dict[bytes, Node] | None = {} if inode.kind == DIRECTORY else None
+        inode.names += 1
+
+
+class LayerUse:
+    """What one layer does to those below (bytes of file data): new files, ones in others' place, ones taken away."""
+
+    __slots__ = ("added", "entries", "removed", "replaced", "stored")
+
+    def __init__(self) -> None:
+        self.stored = 0
+        self.added = 0
+        self.replaced = 0
+        self.removed = 0
+        self.entries = 0
+
+
+class Contents:
+    """The merged tree of layers, lowest first; :meth:`add` them in order."""
+
+    def __init__(self) -> None:
+        self.root = Node(Inode(None, IMPLICIT, 0), IMPLICIT)
+        self.uses: list[LayerUse] = []
+        self._layer = 0
+
+    def add(self, reader: TarReader) -> None:
+        """Put one more layer on top. Raises :class:`CorruptLayer` and :class:`UnsafeEntry`, naming the entry."""
+        self._layer = len(self.uses)
+        self.uses.append(LayerUse())
+        whiteouts: list[tuple[bytes, bytes]] = []
+        number = 0
+        while entry := reader.next():
+            head, _, base = clean(entry.name).rpartition(b"/")
+            if base.startswith(WHITEOUT):
+                whiteouts.append((head, base))
+            else:
+                self._put(entry, head, base, number)
+            number += 1
+        self.uses[-1].entries = number
+        for head, base in whiteouts:
+            self._whiteout(head, base)
+
+    def find(self, path: bytes) -> Node | None:
+        """What stands at ``path`` inside the image, symlinks followed as a process in it would; None for nothing.
+
+        Raises :class:`UnsafeEntry` for a symlink that never ends.
+        """
+        found = self._walk(path, make=False)
+        return found[-1] if found else None
+
+    def walk(self) -> Iterator[tuple[bytes, Node]]:
+        """Every name, without the root, parents first, in the order of their bytes."""
+        yield from _walk(self.root, b"")
+
+    def _put(self, entry: Entry, head: bytes, base: bytes, number: int) -> None:
+        if not base:
+            if entry.kind != DIRECTORY:
+                raise UnsafeEntry("the root of a layer must be a directory", entry=entry.display)
+            self.root.inode = Inode(entry, self._layer, number)
+            self.root.layer = self._layer
+            return
+        parent = self._directory(head, entry)
+        if entry.kind == LINK:
+            inode = self._link_target(entry)
+            old = parent.get(base)
+            if old is not None and old.inode is inode:
+                old.layer = self._layer
+                return
+        else:
+            inode = Inode(entry, self._layer, number)
+            self.uses[-1].stored += entry.size
+        old = parent.get(base)
+        if old is not None and old.children is not None and inode.kind == DIRECTORY:
+            old.inode, old.layer = inode, self._layer
+            inode.names += 1
+            return
+        new = Node(inode, self._layer)
+        if old is None or old.layer == self._layer:
+            self.uses[-1].added += 0 if entry.kind == LINK else inode.stored
+        if old is not None:
+            self._forget(old, "replaced")
+        parent[base] = new
+
+    def _link_target(self, entry: Entry) -> Inode:
+        try:
+            head, _, base = clean(entry.link.lstrip(b"/")).rpartition(b"/")
+        except UnsafeEntry:
+            base = b""
+        if not base:
+            raise UnsafeEntry(f"{entry.display!r} is a hard link out of the root", entry=entry.display)
+        found = self._walk(head, make=False)
+        target = found[-1].children.get(base) if found and found[-1].children is not None else None
+        if target is None or target.children is not None:
+            link = entry.link.decode(errors="replace")
+            message = f"{entry.display!r} is a hard link to {link!r}, no file of the image"
+            raise (UnsafeEntry if entry.link.startswith(b"/") else CorruptLayer)(message, entry=entry.display)
+        return target.inode
+
+    def _directory(self, path: bytes, entry: Entry) -> dict[bytes, Node]:
+        """The children of the directory that an entry lies in, made where no entry made it."""
+        found = self._walk(path, make=True)
+        children = found[-1].children if found else None
+        if children is None:
+            shown = path.decode(errors="replace")
+            raise CorruptLayer(f"{shown!r} is no directory, and has entries below", entry=entry.display)
+        return children
+
+    def _walk(self, path: bytes, *, make: bool) -> list[Node] | None:
+        """The nodes on the way to ``path``, that itself last; with ``make``, what is missing becomes directories."""
+        way = [self.root]
+        rest = path.split(b"/")[::-1]
+        links, absolute = 0, False
+        while rest:
+            part = rest.pop()
+            if part in {b"", b"."}:
+                continue
+            if part == b"..":
+                if len(way) == 1 and make:
+                    raise _unsafe(path, "climbs above the root")
+                way = way[:-1] or way
+                continue
+            child = (way[-1].children or {}).get(part)
+            if child is not None and child.inode.kind == SYMLINK and child.inode.entry is not None:
+                links += 1
+                if links > MOST_LINKS:
+                    raise _unsafe(path, "never ends")
+                link = child.inode.entry.link
+                absolute = absolute or link.startswith(b"/")
+                way = [self.root] if link.startswith(b"/") else way
+                rest += link.split(b"/")[::-1]
+                continue
+            if make:
+                child = self._made(way[-1], part, child, "" if not absolute else path.decode(errors="replace"))
+            if child is None:
+                return None
+            way.append(child)
+        return way
+
+    def _made(self, parent: Node, part: bytes, child: Node | None, link: str) -> Node | None:
+        """What a layer's entry goes through: a directory takes the place of nothing, and of a lower layer's file."""
+        if child is not None and (child.children is not None or child.layer == self._layer):
+            return child
+        if parent.children is None:
+            return None
+        if link:
+            raise _unsafe(link.encode(), "leads to an absolute path that the image does not have")
+        if child is not None:
+            self._forget(child, "replaced")
+        made = parent.children[part] = Node(Inode(None, self._layer, IMPLICIT), self._layer)
+        return made
+
+    def _whiteout(self, head: bytes, base: bytes) -> None:
+        way = self._walk(head, make=False)
+        children = way[-1].children if way else None
+        if base == WHITEOUT_OPAQUE:
+            for name in list(children or ()):
+                self._hide(children or {}, name)
+        elif not base.startswith(WHITEOUT_META):
+            name = base[len(WHITEOUT) :]
+            if name in {b"", b".", b".."}:
+                shown = base.decode(errors="replace")
+                raise UnsafeEntry(f"the whiteout {shown!r} names nothing that can be deleted", entry=shown)
+            if children is not None and name in children:
+                self._hide(children, name)
+
+    def _hide(self, children: dict[bytes, Node], name: bytes) -> None:
+        """Take away what lower layers have at a name and below it."""
+        child = children[name]
+        for inner in list(child.children or ()):
+            self._hide(child.children or {}, inner)
+        if child.layer < self._layer and not child.children:
+            del children[name]
+            self._forget(child, "removed")
+
+    def _forget(self, node: Node, how: str) -> None:
+        """Count what is no longer to be seen: data whose last name this was."""
+        for child in (node.children or {}).values():
+            self._forget(child, how)
+        node.inode.names -= 1
+        if not node.inode.names and node.inode.layer < self._layer:
+            use = self.uses[-1]
+            setattr(use, how, getattr(use, how) + node.inode.stored)
+
+
+def _walk(node: Node, path: bytes) -> Iterator[tuple[bytes, Node]]:
+    stack = [iter(_sorted(node, path))]
+    while stack:
+        step = next(stack[-1], None)
+        if step is None:
+            stack.pop()
+            continue
+        yield step
+        if step[1].children:
+            stack.append(iter(_sorted(step[1], step[0])))
+
+
+def _sorted(node: Node, path: bytes) -> list[tuple[bytes, Node]]:
+    prefix = path + b"/" if path else b""
+    return [(prefix + name, child) for name, child in sorted((node.children or {}).items())]
+
+
+@contextmanager
+def open_layer(source: BlobSource, descriptor: Descriptor) -> Iterator[TarReader]:
+    """The entries of a layer, whose digest is checked at the end, also where the reader stopped before.
+
+    Raises :class:`ContentMismatch`, :class:`CorruptLayer` and what the source raises.
+    """
+    with source.open(descriptor) as stream:
+        verified = Verified(stream, descriptor)
+        yield TarReader(decompressed(verified.piece))
+        verified.drain()
+
+
+def read_contents(source: BlobSource, layers: Sequence[Descriptor]) -> Contents:
+    """The merged tree of ``layers``, lowest first; each is read once. Raises as :func:`open_layer` does."""
+    contents = Contents()
+    for descriptor in layers:
+        with open_layer(source, descriptor) as reader:
+            contents.add(reader)
+    return contents
+
+
+def _unsafe(path: bytes, what: str) -> UnsafeEntry:
+    name = path.decode(errors="replace")
+    return UnsafeEntry(f"{name!r} goes through a symlink that {what}", entry=name)

@@ -1,0 +1,256 @@
+"""Images between any two places, blob by blob as they are: nothing is unpacked.
+
+A place is written as skopeo writes it: ``docker://NAME`` (a registry), ``oci:PATH[:TAG]`` (a layout),
+``oci-archive:PATH[:TAG]``, ``docker-archive:PATH[:NAME]`` and ``containerkit:NAME`` (the store).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+
+from containerkit.errors import InvalidReference
+from containerkit.image import platform as platforms
+from containerkit.image.archive import open_archive
+from containerkit.image.blobs import BlobStore
+from containerkit.image.codec import LARGEST_CONFIG, parse_config, parse_document
+from containerkit.image.docker_archive import docker_tar
+from containerkit.image.layout import layout_directory, layout_tar
+from containerkit.image.model import Descriptor, Platform
+from containerkit.image.reference import Reference
+from containerkit.image.stream import read_verified
+from containerkit.image.transfer import copy_image, resolve_manifest
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import BinaryIO
+
+    from containerkit.image.digest import Digest
+    from containerkit.image.layout import LayoutSink
+    from containerkit.image.model import Manifest
+    from containerkit.image.transfer import BlobSource, Connect, Remote
+    from containerkit.state import State
+
+TRANSPORTS = ("docker", "oci", "oci-archive", "docker-archive", "containerkit")
+FORMATS = ("docker-archive", "oci-archive", "oci")
+T = TypeVar("T")
+
+
+class Outgoing(NamedTuple):
+    """An image to be written: where it lies, its manifest or index, and its names."""
+
+    source: BlobSource
+    descriptor: Descriptor
+    names: tuple[str, ...] = ()
+
+
+class Place(NamedTuple):
+    """A source or target in words: ``where`` is a path or an image's name, ``tag`` what follows a path."""
+
+    transport: str
+    where: str
+    tag: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read ``transport:where[:tag]``; a path ends at its first colon, as it does for skopeo.
+
+        Raises :class:`InvalidReference`.
+        """
+        transport, colon, rest = text.partition(":")
+        if not colon or transport not in TRANSPORTS or (transport == "docker") != rest.startswith("//"):
+            known = "docker://NAME, oci:PATH, oci-archive:PATH, docker-archive:PATH or containerkit:NAME"
+            raise InvalidReference(f"{text!r:.300} is no place for an image", hint=f"say {known}")
+        if transport in {"docker", "containerkit"}:
+            where, tag = rest.removeprefix("//"), ""
+        else:
+            where, _, tag = rest.partition(":")
+        if not where:
+            raise InvalidReference(f"{text!r} does not say where")
+        return cls(transport, where, tag)
+
+
+def copy(
+    source: str,
+    target: str,
+    *,
+    all_platforms: bool = False,
+    platform: Platform | str | None = None,
+    state: State | None = None,
+    connect: Connect | None = None,
+    register: Callable[[BlobSource, Descriptor, str], Digest] | None = None,
+    compression: str | None = None,
+) -> Digest:
+    """Copy one image from ``source`` to ``target``, and give the digest of its manifest or index there.
+
+    Of an index, the image for ``platform`` (by default this machine's) is copied, or all of it with ``all_platforms``,
+    which a docker archive cannot take. Digests stay as they are, but in a docker archive, which has no manifests, and
+    with ``compression`` (``gzip``, ``zstd`` or ``none``), which packs every layer anew. What is in an archive or layout
+    already stays there, unless it has the same name.
+
+    ``connect`` reaches registries, ``state`` is the store; ``register(source, descriptor, name)`` takes an image into
+    it, and gives its digest. Raises :class:`InvalidReference`, :class:`ImageNotFound`, :class:`PlatformMismatch`,
+    :class:`InvalidArchive`, :class:`ContentMismatch` and :class:`RegistryError`.
+    """
+    there = Place.parse(target)
+    with open_place(source, state=state, connect=connect) as found:
+        chosen = found
+        if not all_platforms or there.transport == "docker-archive":
+            chosen = _one_platform(found, platform)
+        if compression is not None:
+            chosen = _packed_anew(chosen, compression)
+        return _deliver(chosen, there, connect, register)
+
+
+@contextmanager
+def open_place(source: str, *, state: State | None = None, connect: Connect | None = None) -> Iterator[Outgoing]:
+    """The image that ``source`` says: where its blobs come from, its manifest or index, and its names.
+
+    Raises as :func:`copy` does.
+    """
+    place = Place.parse(source)
+    if place.transport == "docker":
+        reference = Reference.parse(place.where)
+        remote = _needed(connect, "connect", source)(reference, push=False)
+        try:
+            yield Outgoing(remote, remote.resolve(reference)[0], (str(reference),))
+        finally:
+            remote.close()
+    elif place.transport == "containerkit":
+        yield _stored(_needed(state, "state", source), place.where)
+    else:
+        with open_archive(place.where) as archive:
+            chosen = archive.choose(place.tag or None)
+            yield Outgoing(archive, chosen.descriptor, chosen.names)
+
+
+def save(
+    target: str | os.PathLike[str] | BinaryIO,
+    images: Iterable[Outgoing],
+    format: str = "docker-archive",  # noqa: A002 - as podman calls it
+    *,
+    platform: Platform | str | None = None,
+) -> tuple[Descriptor, ...]:
+    """Write images to a path or a binary file object, and give the manifest or index of each as it is there.
+
+    ``docker-archive`` takes the image of one platform from an index; ``oci-archive`` and ``oci`` (a directory, to which
+    it is added) take it whole, unless ``platform`` is given. Blobs that images share are written once, and the same
+    images give the same bytes. Raises as :func:`copy` does, and ``ValueError`` for an unknown format.
+    """
+    import os
+
+    place = os.fspath(target) if isinstance(target, str | os.PathLike) else target
+    if format not in FORMATS or (format == "oci" and not isinstance(place, str)):
+        raise ValueError(f"cannot save as {format!r}: it may be {', '.join(FORMATS)}, and oci wants a path")
+    if format == "docker-archive":
+        with docker_tar(place) as archive:
+            chosen = [_one_platform(image, platform) for image in images]
+            return tuple(archive.add(_manifest(image), image.source, image.names) for image in chosen)
+    opened = layout_directory(cast("str", place)) if format == "oci" else layout_tar(place)
+    with opened as layout:
+        return tuple(_add(layout, image if platform is None else _one_platform(image, platform)) for image in images)
+
+
+def _add(layout: LayoutSink, image: Outgoing) -> Descriptor:
+    body = copy_image(image.descriptor, image.source, layout)
+    _put_bytes(layout, image.descriptor, body)
+    layout.add(image.descriptor, image.names)
+    return image.descriptor
+
+
+def _put_bytes(layout: LayoutSink, descriptor: Descriptor, body: bytes) -> None:
+    import io
+
+    layout.put(descriptor, io.BytesIO(body))
+
+
+def _deliver(
+    image: Outgoing,
+    place: Place,
+    connect: Connect | None,
+    register: Callable[[BlobSource, Descriptor, str], Digest] | None,
+) -> Digest:
+    if place.transport == "docker":
+        reference = Reference.parse(place.where)
+        remote = _needed(connect, "connect", place.where)(reference, push=True)
+        try:
+            body = copy_image(image.descriptor, image.source, remote)
+            return remote.put_manifest(reference, image.descriptor.media_type, body)
+        finally:
+            remote.close()
+    if place.transport == "containerkit":
+        return _needed(register, "register", place.where)(image.source, image.descriptor, place.where)
+    named = image._replace(names=(place.tag,) if place.tag else ())
+    with _already(place) as others:
+        return save(place.where, (*others, named), place.transport)[-1].digest
+
+
+@contextmanager
+def _already(place: Place) -> Iterator[Sequence[Outgoing]]:
+    """What an archive at ``place`` has besides the image to come."""
+    import os
+
+    if place.transport == "oci" or not os.path.isfile(place.where) or not os.path.getsize(place.where):
+        yield ()
+        return
+    with open_archive(place.where) as archive:
+        yield [
+            Outgoing(archive, image.descriptor, names)
+            for image in archive.images()
+            if (names := _others(image.names or image.labels, place.tag)) or not (image.names or image.labels)
+        ]
+
+
+def _others(names: Sequence[str], tag: str) -> tuple[str, ...]:
+    from containerkit.image.layout import canonical
+
+    taken = {tag, canonical(tag)}
+    return tuple(name for name in names if name not in taken)
+
+
+def _stored(state: State, name: str) -> Outgoing:
+    """An image of the store."""
+    import os
+
+    from containerkit.image.images import Images
+
+    blobs = BlobStore(state.root)
+    image = Images(state, _unreachable).get(name)
+    size = os.stat(blobs.path(image.digest)).st_size
+    names = tuple(str(Reference.parse(other)) for other in image.names)
+    return Outgoing(blobs, Descriptor(image.media_type, image.digest, size), names)
+
+
+def _unreachable(reference: Reference, /, *, push: bool) -> Remote:
+    raise AssertionError(reference, push)
+
+
+def _one_platform(image: Outgoing, wanted: Platform | str | None) -> Outgoing:
+    """The image of one platform, where there are several; of one alone, it must be the wanted one."""
+    chosen = platforms.parse(wanted) if isinstance(wanted, str) else wanted
+    descriptor, body = resolve_manifest(image.source, image.descriptor, chosen)
+    if chosen is not None and descriptor == image.descriptor:
+        manifest = cast("Manifest", parse_document(body, descriptor.media_type))
+        with image.source.open(manifest.config) as stream:
+            config = parse_config(read_verified(stream, manifest.config, LARGEST_CONFIG))
+        platforms.check(config.platform, next(iter(image.names), descriptor.digest), chosen)
+    return image._replace(descriptor=descriptor)
+
+
+def _packed_anew(image: Outgoing, compression: str) -> Outgoing:
+    from containerkit.image.edit_index import repack
+
+    made, descriptor = repack(image.source, image.descriptor, compression)
+    return image._replace(source=made, descriptor=descriptor)
+
+
+def _manifest(image: Outgoing) -> Manifest:
+    descriptor, body = resolve_manifest(image.source, image.descriptor)
+    return cast("Manifest", parse_document(body, descriptor.media_type))
+
+
+def _needed(value: T | None, name: str, place: str) -> T:
+    if value is None:
+        raise TypeError(f"{place} needs {name}=")
+    return value

@@ -1,0 +1,85 @@
+"""Layers out of trees: an overlay's upper directory, or what two trees differ in, as a layer tar.
+
+What is gone becomes ``.wh.NAME``, a directory that hides those below it has ``.wh..wh..opq`` first (OCI image
+specification, "Layer Filesystem Changeset"). Sockets are left out. Unpacked upon the same layers, the tar gives the
+same merged tree.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from containerkit.errors import LayerError
+from containerkit.image.changes import Comparison, regrouped
+from containerkit.image.extract import WHITEOUT, WHITEOUT_OPAQUE
+from containerkit.image.merged import MergedView, is_opaque
+from containerkit.image.walk import Walk
+from containerkit.image.write import TarWriter
+from containerkit.linux.paths import fd_path
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from containerkit.image.changes import Difference
+    from containerkit.image.walk import Visit
+
+
+def upper_layer(
+    upper: str | bytes | int, *, epoch: int | None = None, leave_out: Collection[bytes] = ()
+) -> Iterator[bytes]:
+    """The layer that an overlay's upper directory is, in pieces of a plain tar; its root's attributes go with it.
+
+    Times later than ``epoch`` (seconds) become it. ``leave_out`` are relative names that are passed over. Raises
+    :class:`LayerError` for names and attributes that no layer can hold, ``OSError`` for a file that changes meanwhile.
+    """
+    writer = TarWriter(epoch)
+    with Walk(upper) as walk:
+        for visit in walk:
+            if visit.name in leave_out:
+                walk.prune()
+            elif visit.is_whiteout:
+                yield from writer.mark(_whiteout(visit.name))
+            else:
+                yield from _entry(writer, visit)
+                if visit.is_directory and visit.name and is_opaque(fd_path(visit.fd, b".")):
+                    yield from writer.mark(visit.name + b"/" + WHITEOUT_OPAQUE)
+    yield writer.end()
+
+
+def tree_layer(old: str, new: str, *, epoch: int | None = None, leave_out: Collection[bytes] = ()) -> Iterator[bytes]:
+    """The layer that makes ``new`` of ``old``, in pieces of a plain tar; all else as :func:`upper_layer`."""
+    writer = TarWriter(epoch)
+    view = MergedView([old])
+    comparison = Comparison(view, whole=True, exact=True, leave_out=leave_out, regrouped=regrouped(old, new))
+    with Walk(new) as walk:
+        for difference in comparison.run(walk):
+            yield from _difference(writer, difference)
+    yield writer.end()
+
+
+def _difference(writer: TarWriter, difference: Difference) -> Iterable[bytes]:
+    if difference.visit is None:
+        return writer.mark(_whiteout(difference.name))
+    if stat.S_ISSOCK(difference.visit.status.st_mode):  # no tar holds it, but it hides what was there
+        return writer.mark(_whiteout(difference.name)) if difference.kind == "C" else ()
+    return _entry(writer, difference.visit, difference.xattrs)
+
+
+def _entry(writer: TarWriter, visit: Visit, xattrs: tuple[tuple[bytes, bytes], ...] | None = None) -> Iterable[bytes]:
+    if visit.base.startswith(WHITEOUT):
+        raise _reserved(visit.name)
+    return writer.add(visit, xattrs)
+
+
+def _whiteout(name: bytes) -> bytes:
+    head, slash, base = name.rpartition(b"/")
+    if base.startswith(WHITEOUT):
+        raise _reserved(name)
+    return head + slash + WHITEOUT + base
+
+
+def _reserved(name: bytes) -> LayerError:
+    shown = os.fsdecode(name)
+    return LayerError(f"{shown!r} cannot be in a layer: names that begin with .wh. delete others", entry=shown)

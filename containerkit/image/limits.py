@@ -1,0 +1,107 @@
+"""How much an image may ask for: stated limits, each with its own error, checked before the harm is done.
+
+The defaults let every image pass that real builders make, and stop what is made to fill a disk, a memory or a day.
+Whoever knows better gives other ones: ``ImageLimits(entries=10_000)``, or ``STANDARD._replace(ratio=2000)``.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from containerkit.errors import CompressionBomb, DocumentTooLarge, ImageTooLarge, LayerTooLarge
+
+GIB = 1 << 30
+
+
+class ImageLimits(NamedTuple):
+    """What one image may ask for. Sizes in bytes.
+
+    A breach raises :class:`~containerkit.errors.LimitExceeded`, whose ``limit`` is the name of the field here.
+    """
+
+    entries: int = 2_000_000  # tar headers of one layer, extended ones too
+    depth: int = 512  # components of a path
+    path: int = 4095  # length of a path, and of a link's target: the kernel's PATH_MAX
+    metadata: int = 1 << 20  # extended headers of one entry, together
+    regions: int = 1 << 18  # parts of a sparse file
+    file_size: int = 1024 * GIB  # of one file, holes included, as its header declares it
+    layer_size: int = 256 * GIB  # of one layer: declared, as it travels, and as it really comes out
+    image_size: int = 1024 * GIB  # of all layers of one image together, unpacked
+    ratio: int = 200  # how many bytes may come out of one, once more than ratio_free came out
+    ratio_free: int = GIB
+    layers: int = 500  # the most that overlay puts together
+    manifest: int = 4 << 20  # a manifest or an index: what registries allow
+    config: int = 8 << 20
+    index_depth: int = 4  # indexes within indexes
+    index_reads: int = 64  # documents read in search of one platform's manifest
+    devices: bool = True  # whether a layer may have device nodes; False refuses them as UnsafeEntry
+
+
+STANDARD = ImageLimits()
+
+
+class Meter:
+    """Adds up what the layers of one image unpack to, from any thread."""
+
+    def __init__(self, limits: ImageLimits = STANDARD) -> None:
+        self.limits = limits
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def set(self, layer: str, size: int) -> None:
+        """So far ``layer`` has come to ``size`` bytes. Raises :class:`ImageTooLarge`."""
+        with self._lock:
+            self._sizes[layer] = size
+            total = sum(self._sizes.values())
+        if total > self.limits.image_size:
+            raise ImageTooLarge(
+                f"the image unpacks to more than {self.limits.image_size} bytes",
+                limit="image_size",
+                allowed=self.limits.image_size,
+                found=total,
+            )
+
+
+def check_layer_size(found: int, limits: ImageLimits, what: str = "unpacks to", entry: str = "") -> None:
+    """Raise :class:`LayerTooLarge` for a layer of more than ``layer_size`` bytes."""
+    if found > limits.layer_size:
+        raise LayerTooLarge(
+            f"the layer {what} more than {limits.layer_size} bytes",
+            limit="layer_size",
+            allowed=limits.layer_size,
+            found=found,
+            entry=entry,
+        )
+
+
+def check_ratio(given: int, taken: int, limits: ImageLimits) -> None:
+    """Raise :class:`CompressionBomb` where ``taken`` bytes have become ``given``, and that is too many."""
+    if given > limits.ratio_free and given > limits.ratio * taken:
+        raise CompressionBomb(
+            f"{taken} compressed bytes became {given} and more: over {limits.ratio} times as many",
+            limit="ratio",
+            allowed=limits.ratio,
+            found=given // max(taken, 1),
+            hint="trust its maker? then give limits with a higher ratio",
+        )
+
+
+def check_document(size: int, limit: str, limits: ImageLimits = STANDARD) -> None:
+    """Raise :class:`DocumentTooLarge` for a ``manifest`` or ``config`` of more bytes than it may have."""
+    allowed = getattr(limits, limit)
+    if size > allowed:
+        raise DocumentTooLarge(
+            f"a {limit} may have {allowed} bytes, and this one has {size}", limit=limit, allowed=allowed, found=size
+        )
+
+
+def check_layers(count: int, limits: ImageLimits = STANDARD) -> None:
+    """Raise :class:`ImageTooLarge` for too many layers."""
+    if count > limits.layers:
+        raise ImageTooLarge(
+            f"the image has {count} layers, and {limits.layers} are allowed",
+            limit="layers",
+            allowed=limits.layers,
+            found=count,
+        )

@@ -1,0 +1,47 @@
+"""Addresses of servers: what is this machine, what is one server, and what a stranger's URL may be used for."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from containerkit.image.reference import DEFAULT_REGISTRY
+
+DOCKER_HUB = "registry-1.docker.io"
+PORTS = {"http": 80, "https": 443}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` (``name[:port]``) is this machine: ``localhost``, 127.0.0.0/8 or ``[::1]``."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def endpoint(registry: str) -> str:
+    """The API root of a registry as references name it: plain http on loopback, https everywhere else."""
+    host = DOCKER_HUB if registry == DEFAULT_REGISTRY else registry
+    return f"{'http' if is_loopback(host) else 'https'}://{host}/v2/"
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: who is behind an absolute URL."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
+
+
+def absolute(base: str, url: str) -> str:
+    """``url`` seen from ``base``, without user name and password, which would become an ``Authorization``; or nothing.
+
+    Empty where it is no address of a server.
+    """
+    try:
+        parts = urlsplit(urljoin(base, url))
+        usable = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return ""
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if usable else ""

@@ -1,0 +1,352 @@
+"""Looking into images: the merged tree against what umoci unpacks, one file's content, differences file by file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from containerkit.errors import CorruptLayer, DigestMismatch, FileTooLarge, LayerError, PathNotInImage, UnsafeEntry
+from containerkit.image.changes import Change, tree_changes
+from containerkit.image.contents import open_layer, read_contents
+from containerkit.image.flatten import flattened
+from containerkit.image.image_diff import Side, diff_images
+from containerkit.image.inspect import history, open_file, read_file, tree
+from containerkit.image.layer import DIRECTORY, FILE, SYMLINK
+from containerkit.image.lookup import find_file
+from containerkit.image.scratch import Scratch
+from support import edited
+from support.images import MadeImage, digest, hardlink, make_tar, member, symlink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from containerkit.image.model import Manifest
+
+KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFCHR: "character device",
+}
+
+
+def manifest(made: MadeImage) -> Manifest:
+    return edited.manifest(made, edited.root(made))
+
+
+def side(made: MadeImage) -> Side:
+    return Side(made, manifest(made))
+
+
+def from_layers(*layers: list[Any]) -> MadeImage:
+    return edited.image([make_tar(layer) for layer in layers], history=[])
+
+
+@pytest.mark.kernel
+def test_the_tree_is_what_umoci_unpacks(tmp_path: Path) -> None:
+    made = edited.image()
+    root = edited.unpacked(made, edited.root(made), str(tmp_path))
+    expected = {}
+    for directory, names, files in os.walk(root):
+        for name in (*names, *files):
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            kind = KINDS[stat.S_IFMT(status.st_mode)]
+            expected["/" + os.path.relpath(path, root)] = (
+                kind,
+                status.st_size if kind == "file" else 0,
+                stat.S_IMODE(status.st_mode),
+                status.st_uid,
+                status.st_gid,
+                status.st_mtime_ns,
+                status.st_nlink if kind == "file" else 1,
+                os.readlink(path) if kind == "symlink" else "",
+            )
+    found = {
+        file.path: (file.kind, file.size, file.mode, file.uid, file.gid, file.mtime, file.names, file.link)
+        for file in tree(made, manifest(made), edited.config(made, edited.root(made))).files
+    }
+    assert found.keys() == expected.keys()
+    assert {path: (found[path], expected[path]) for path in found if found[path] != expected[path]} == {}
+
+
+@pytest.mark.kernel
+def test_every_file_reads_as_umoci_unpacks_it(tmp_path: Path) -> None:
+    made = edited.image()
+    root = edited.unpacked(made, edited.root(made), str(tmp_path))
+    files = [file for file in tree(made, manifest(made)).files if file.kind == "file"]
+    assert len(files) > 10
+    for file in files:
+        with open(root + file.path, "rb") as expected:
+            assert read_file(made, manifest(made), file.path) == expected.read()
+
+
+def test_the_layer_of_each_path_and_what_layers_waste() -> None:
+    made = from_layers(
+        [member("a", b"1" * 100), member("b", b"2" * 50), member("d/"), member("d/x", b"3" * 10)],
+        [member("a", b"4" * 30), member(".wh.b", b""), member("c", b"5" * 7), hardlink("d/y", "d/x")],
+        [member(".wh.d", b"")],
+    )
+    found = tree(made, manifest(made))
+    assert [(file.path, file.layer) for file in found.files] == [("/a", 1), ("/c", 1)]
+    assert [(use.stored, use.added, use.replaced, use.removed, use.entries) for use in found.layers] == [
+        (160, 160, 0, 0, 4),
+        (37, 7, 100, 50, 4),
+        (0, 0, 0, 10, 1),
+    ]
+    assert (found.size, found.stored, found.wasted) == (37, 197, 160)
+    assert found.efficiency == pytest.approx(37 / 197)
+    assert [layer.digest for layer in found.layers] == [layer.digest for layer in manifest(made).layers]
+
+
+def test_links_are_followed_inside_the_image() -> None:
+    made = from_layers(
+        [member("usr/"), member("usr/bin/"), member("usr/bin/tool", b"lower"), symlink("bin", "usr/bin")],
+        [
+            symlink("absolute", "/bin/tool"),
+            symlink("relative", "./bin/../bin/tool"),
+            symlink("outside", "../../../../bin/tool"),
+            hardlink("hard", "usr/bin/tool"),
+            symlink("loop", "loop2"),
+            symlink("loop2", "loop"),
+            symlink("dangling", "/etc/passwd"),
+        ],
+    )
+    for path in ("/bin/tool", "bin/tool", "absolute", "/relative", "outside", "hard", "/usr//bin/./tool", b"hard"):
+        assert read_file(made, manifest(made), path) == b"lower"
+    for path in ("loop", "dangling", "missing", "bin/tool/x", "bin", "", "/", "usr"):
+        with pytest.raises(PathNotInImage) as caught:
+            read_file(made, manifest(made), path)
+        assert isinstance(caught.value, FileNotFoundError)
+        assert caught.value.path == path
+
+
+def test_the_topmost_content_counts_and_whiteouts_hide() -> None:
+    made = from_layers(
+        [member("a", b"1"), member("b", b"1"), member("d/"), member("d/x", b"1")],
+        [member("a", b"2"), member(".wh.b", b""), member("d/"), member("d/.wh..wh..opq", b""), member("d/y", b"2")],
+        [member("b", b"3")],
+    )
+    assert [read_file(made, manifest(made), path) for path in ("a", "b", "d/y")] == [b"2", b"3", b"2"]
+    with pytest.raises(PathNotInImage):
+        read_file(made, manifest(made), "d/x")
+
+
+def test_a_hard_link_before_its_namesake_is_to_the_lower_one() -> None:
+    made = from_layers([member("a", b"lower")], [hardlink("b", "a"), member("a", b"upper")])
+    assert [read_file(made, manifest(made), path) for path in ("a", "b")] == [b"upper", b"lower"]
+
+
+def test_a_limit_and_a_stream() -> None:
+    content = bytes(range(256)) * 10_000
+    made = from_layers([member("big", content)])
+    with pytest.raises(FileTooLarge):
+        read_file(made, manifest(made), "big", limit=len(content) - 1)
+    assert read_file(made, manifest(made), "big", limit=len(content)) == content
+    with open_file(made, manifest(made), "big") as stream:
+        assert stream.read(10) == content[:10]
+        assert stream.read() == content[10:]
+    with open_file(made, manifest(made), "big") as stream:
+        stream.read(1)
+
+
+def test_sparse_files_read_with_their_holes(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.seek(3 << 20)
+        file.write(b"middle")
+        file.truncate(5 << 20)
+    for form in ("gnu", "posix"):
+        command = ["tar", "-C", tmp_path, "-cS", f"--format={form}", "sparse"]
+        made = edited.image([subprocess.run(command, check=True, capture_output=True).stdout], history=[])
+        content = read_file(made, manifest(made), "sparse")
+        assert content == (tmp_path / "sparse").read_bytes()
+        assert tree(made, manifest(made)).files[0].size == 5 << 20
+
+
+def test_damaged_content_is_noticed() -> None:
+    made = from_layers([member("a", b"1")], [member("b", b"2")])
+    layer = made.layers[0]
+    made.blobs[digest(layer)] = layer[:-1] + bytes([layer[-1] ^ 1])
+    for look in (lambda: tree(made, manifest(made)), lambda: read_file(made, manifest(made), "a")):
+        with pytest.raises((DigestMismatch, CorruptLayer)):
+            look()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [member("../x", b"")],
+        [member("/x", b"")],
+        [symlink("up", "../.."), member("up/x", b"")],
+        [member("a", b""), hardlink("b", "../a")],
+        [member(".wh...", b"")],
+        [symlink("l", "/nowhere"), member("l/x", b"")],
+    ],
+)
+def test_what_would_leave_the_root_is_refused(entries: list[Any]) -> None:
+    made = from_layers(entries)
+    with pytest.raises(UnsafeEntry):
+        tree(made, manifest(made))
+
+
+def test_history_with_its_layers() -> None:
+    made = edited.image()
+    steps = history(edited.config(made, edited.root(made)), manifest(made))
+    assert [(step.created_by, step.empty_layer, step.size) for step in steps] == [
+        ("ADD lowest", False, len(made.layers[0])),
+        ("ENV A=1", True, 0),
+        ("RUN middle", False, len(made.layers[1])),
+        ("RUN top", False, len(made.layers[2])),
+        ("CMD sh", True, 0),
+    ]
+    silent = edited.image(history=[])
+    assert [step.size for step in history(edited.config(silent, edited.root(silent)), manifest(silent))] == [
+        len(layer) for layer in silent.layers
+    ]
+
+
+CHANGED = make_tar(
+    [
+        member("etc/", mode=0o700),
+        member("etc/base", b"BASE", mode=0o640, uid=1000, gid=1001),
+        member("etc/replaced", b"new", mode=0o600),
+        member("new/"),
+        member("new/deep/"),
+        member("new/deep/file", b"n"),
+        member(".wh.dir-to-file", b""),
+        member("dir-to-file/"),
+        member("dir-to-file/inside", b"i"),
+        member("opaque/"),
+        member("opaque/.wh..wh..opq", b""),
+        member("again/"),
+        member("again/again", b"x"),
+        hardlink("su-link-2", "usr/bin/su"),
+        member(".wh.big", b""),
+    ]
+)
+
+
+def test_layers_below_the_one_that_decides_are_not_read() -> None:
+    made = from_layers(
+        [member("etc/"), member("etc/old", b"o"), member("gone", b"g")],
+        [member("etc/"), member("etc/name", b"n"), symlink("link", "etc/name"), hardlink("hard", "etc/name")],
+        [member(".wh.gone", b""), member("top", b"t"), member("etc/"), member("etc/.wh..wh..opq", b"")],
+    )
+    decided = {"top": 1, "gone": 1, "etc/old": 1, "etc/name": 1, "link": 2, "hard": 2, "missing": 3}
+    image = manifest(made)
+    for path, count in decided.items():
+        made.opened.clear()
+        with contextlib.suppress(PathNotInImage):
+            read_file(made, image, path)
+        assert len(set(made.opened)) == count, path
+
+
+def names() -> st.SearchStrategy[str]:
+    return st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map("/".join)
+
+
+def entries() -> st.SearchStrategy[list[Any]]:
+    """The entries of a layer in any order, parents or not, through links or not."""
+    one = st.one_of(
+        st.builds(member, names(), st.binary(min_size=1, max_size=3)),
+        st.builds(lambda name: member(name + "/"), names()),
+        st.builds(symlink, names(), names() | st.sampled_from(["/a", "..", "/b/c", "."])),
+        st.builds(hardlink, names(), names()),
+        st.builds(
+            lambda name: member(os.path.join(os.path.dirname(name), ".wh." + os.path.basename(name)), b""), names()
+        ),
+        st.builds(lambda name: member(name + "/.wh..wh..opq", b""), names()),
+    )
+    return st.lists(one, max_size=6)
+
+
+@pytest.mark.property
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(layers=st.lists(entries(), min_size=1, max_size=4), path=names())
+def test_looking_from_the_top_finds_what_the_whole_tree_has(layers: list[list[Any]], path: str) -> None:
+    made = from_layers(*layers)
+    descriptors = manifest(made).layers
+    try:
+        contents = read_contents(made, descriptors)
+    except LayerError:
+        return  # what cannot be unpacked may still have a file on top
+    try:
+        node = contents.find(path.encode())
+    except UnsafeEntry:
+        with pytest.raises(UnsafeEntry):
+            find_file(made, descriptors, path.encode())
+        return
+    found = find_file(made, descriptors, path.encode())
+    if node is None:
+        assert found is None
+    elif node.inode.kind == DIRECTORY:
+        assert found is not None
+        assert found.kind == DIRECTORY
+    else:
+        assert found is not None
+        assert (found.layer, found.number) == (node.inode.layer, node.inode.number)
+
+
+@pytest.mark.property
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(layers=st.lists(entries(), min_size=2, max_size=4), data=st.data())
+def test_squashing_any_layers_changes_nothing(layers: list[list[Any]], data: st.DataObject) -> None:
+    made = from_layers(*layers)
+    descriptors = manifest(made).layers
+    below = data.draw(st.integers(0, len(layers) - 1))
+    try:
+        before = picture(made, descriptors)
+    except LayerError:
+        return
+    scratch = Scratch(made)
+    squashed = scratch.pack(flattened(made, descriptors, below), "none").descriptor
+    assert picture(scratch, (*descriptors[:below], squashed)) == before
+
+
+def picture(source: Any, descriptors: Any) -> dict[bytes, Any]:
+    """Names, kinds and content of the merged tree."""
+    contents = read_contents(source, descriptors)
+    found: dict[bytes, Any] = {}
+    for name, node in contents.walk():
+        content = b""
+        if node.inode.kind == FILE:
+            number = 0
+            with open_layer(source, descriptors[node.inode.layer]) as reader:
+                while entry := reader.next():
+                    if number == node.inode.number:
+                        content = b"".join(map(bytes, reader.pieces()))
+                        assert entry.size == len(content)
+                    number += 1
+        link = node.inode.entry.link if node.inode.entry is not None and node.inode.kind == SYMLINK else b""
+        found[name] = (node.inode.kind, content, link)
+    return found
+
+
+@pytest.mark.kernel
+def test_differences_are_those_of_the_unpacked_trees(tmp_path: Path) -> None:
+    old = edited.image()
+    for number, layers in enumerate(([*edited.LAYERS, CHANGED], [edited.LOWEST, CHANGED], [edited.MIDDLE])):
+        new = edited.image(layers, history=[])
+        trees = [
+            edited.unpacked(made, edited.root(made), str(tmp_path / f"{number}-{name}"))
+            for name, made in (("old", old), ("new", new))
+        ]
+        expected = list(tree_changes(*trees))
+        assert diff_images(side(old), side(new)) == expected
+        assert len(expected) > 5
+
+
+def test_equal_content_in_other_layers_is_no_difference() -> None:
+    one = from_layers([member("a", b"1"), member("b", b"2")])
+    two = from_layers([member("b", b"2")], [member("a", b"1")])
+    three = from_layers([member("b", b"2")], [member("a", b"x")])
+    assert diff_images(side(one), side(two)) == []
+    assert diff_images(side(one), side(three)) == [Change("C", "/a")]

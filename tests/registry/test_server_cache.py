@@ -1,0 +1,151 @@
+"""The server as a read-through cache of another registry: once fetched, once and for all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from containerkit.image.digest import Digest
+from containerkit.registry import serve
+from support.faulty import Faulty, answer, raw
+from support.rawhttp import Answer, Repository, ask, describe
+from support.registry import skopeo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from containerkit.registry.server.server import Registry
+    from support.faulty import Connection
+
+CONTENT = bytes(range(251)) * 20_000
+DIGEST = Digest.of(CONTENT)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Registry]:
+    with serve() as registry:
+        yield registry
+
+
+def test_a_second_pull_does_not_reach_the_upstream(busybox_layout: str, tmp_path: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        upstream = serve()
+        stack.callback(upstream.close)
+        skopeo("copy", f"oci:{busybox_layout}:1", f"docker://{upstream.name('team/busybox:1')}")
+        cache = stack.enter_context(serve(tmp_path / "cache", upstream=upstream.host))
+        name = f"docker://{cache.name('team/busybox:1')}"
+        skopeo("copy", name, f"oci:{tmp_path}/first:1")
+        upstream.close()
+        skopeo("copy", name, f"oci:{tmp_path}/second:1")
+        blobs = [sorted(os.listdir(tmp_path / which / "blobs/sha256")) for which in ("first", "second")]
+        assert blobs[0] == blobs[1]
+        assert os.listdir(tmp_path / "cache/uploads") == []
+
+
+def test_a_tag_that_is_old_is_asked_for_again(upstream: Registry, tmp_path: Any) -> None:
+    origin = Repository(upstream.host, "team/app")
+    first = origin.push_image("latest", b"1")
+    with serve(tmp_path, upstream=upstream.host, tag_life=0) as cache:
+        repository = Repository(cache.host, "team/app")
+        assert repository.ask("GET", "manifests/latest").headers["docker-content-digest"] == first
+        second = origin.push_image("latest", b"2")
+        assert repository.ask("GET", "manifests/latest").headers["docker-content-digest"] == second
+        assert repository.ask("GET", "tags/list").json["tags"] == ["latest"]
+        upstream.close()
+        assert repository.ask("GET", "manifests/latest").headers["docker-content-digest"] == second
+        assert repository.ask("GET", f"manifests/{first}").status == 200
+        assert repository.ask("GET", "tags/list").json["tags"] == ["latest"]
+        down = repository.ask("GET", "manifests/other")
+        assert down.status == 502
+
+
+def test_what_the_upstream_has_not(upstream: Registry) -> None:
+    Repository(upstream.host, "team/app").push_image("latest")
+    with serve(upstream=upstream.host) as cache:
+        repository = Repository(cache.host, "team/app")
+        assert repository.ask("GET", "manifests/missing").code == "MANIFEST_UNKNOWN"
+        assert repository.ask("GET", f"blobs/{DIGEST}").code == "BLOB_UNKNOWN"
+        assert repository.ask("POST", "blobs/uploads/", b"").status == 405
+
+
+def test_referrers_come_from_the_upstream(upstream: Registry) -> None:
+    origin = Repository(upstream.host, "team/app")
+    subject = origin.push_image("latest")
+    origin.push_image("sig", b"s", artifactType="application/sig", subject=describe(subject, 1))
+    with serve(upstream=upstream.host) as cache:
+        rows = Repository(cache.host, "team/app").ask("GET", f"referrers/{subject}").json["manifests"]
+        assert [row["artifactType"] for row in rows] == ["application/sig"]
+
+
+def blob(send: Any) -> Any:
+    """An upstream that has one blob, and sends it as told."""
+
+    def act(connection: Connection) -> None:
+        if connection.request.method == "HEAD":
+            answer(200, content_length=str(len(CONTENT)))(connection)
+        else:
+            send(connection)
+
+    return act
+
+
+def get(host: str, results: list[Answer]) -> None:
+    results.append(ask(host, "GET", f"/v2/team/app/blobs/{DIGEST}"))
+
+
+def test_many_at_once_fetch_a_blob_once_and_see_it_come(faulty: Faulty, tmp_path: Any) -> None:
+    """The beginning is with the clients before the upstream has sent the end."""
+    released = threading.Event()
+
+    def slowly(connection: Connection) -> None:
+        connection.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode())
+        connection.send(CONTENT[:-1000])
+        assert released.wait(20)
+        connection.send(CONTENT[-1000:])
+
+    faulty.on("GET", f"/v2/team/app/blobs/{DIGEST}", blob(slowly))
+    faulty.on("HEAD", f"/v2/team/app/blobs/{DIGEST}", blob(slowly))
+    results: list[Answer] = []
+    with serve(tmp_path, upstream=faulty.host) as cache:
+        name, _, port = cache.host.rpartition(":")
+        with socket.create_connection((name, int(port)), timeout=20) as early:
+            early.sendall(f"GET /v2/team/app/blobs/{DIGEST} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            got = b""
+            while len(got) < 1_000_000:
+                got += early.recv(65536)
+            threads = [threading.Thread(target=get, args=(cache.host, results)) for _ in range(5)]
+            for thread in threads:
+                thread.start()
+            released.set()
+            for thread in threads:
+                thread.join()
+        assert [result.body == CONTENT for result in results] == [True] * 5
+    assert sum(seen.method == "GET" for seen in faulty.seen) == 1
+
+
+def test_nobody_gets_a_whole_wrong_blob(faulty: Faulty, tmp_path: Any) -> None:
+    wrong = b"X" + CONTENT[1:]
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{DIGEST}", blob(answer(200, wrong)))
+    results: list[Answer] = []
+    with serve(tmp_path, upstream=faulty.host) as cache:
+        get(cache.host, results)
+        assert results[0].status == 200
+        assert len(results[0].body) < len(CONTENT)
+    assert os.listdir(tmp_path / "uploads") == []
+    assert not os.path.exists(tmp_path / "blobs/sha256" / DIGEST.hex)
+
+
+def test_an_upstream_that_is_no_registry(faulty: Faulty) -> None:
+    faulty.on(
+        "GET",
+        "/v2/team/app/manifests/latest",
+        raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"),
+    )
+    with serve(upstream=faulty.host) as cache:
+        assert ask(cache.host, "GET", "/v2/team/app/manifests/latest").status == 502
