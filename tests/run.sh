@@ -8,8 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
-  attr busybox-static crun debootstrap docker-registry e2fsprogs iproute2 podman procps python3 python3-venv
-  runc skopeo uidmap umoci user-mode-linux util-linux xattr zstd
+  apache2-utils attr btrfs-progs busybox-static crun debootstrap docker-registry docker.io e2fsprogs fuse-overlayfs iproute2 kmod
+  libarchive-tools openssl podman procps python3 python3-venv
+  runc skopeo uidmap umoci user-mode-linux util-linux xattr xfsprogs zstd
 )
 
 retry() {

@@ -142,9 +142,29 @@ def _gone(visit: Visit, merging: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def regrouped(old: str, new: str) -> set[bytes]:
-    """The names of files in ``new`` that share an inode with other names than in ``old``."""
+    """The names of files in ``new`` that share an inode with other names than in ``old``.
+
+    Names that only lost some, which are gone or have become files of their own, are as they were.
+    """
     before, after = _groups(old), _groups(new)
-    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    joined = {name for name, names in after.items() if not names <= before.get(name, frozenset())}
+    return joined.union(*(_parted(names, new) for names in set(before.values())))
+
+
+def _parted(names: frozenset[bytes], new: str) -> set[bytes]:
+    """Of names that shared an inode, those that no longer share it with the first that is left."""
+    root = os.fsencode(new)
+    first: tuple[int, int] | None = None
+    found = set()
+    for name in sorted(names):
+        try:
+            status = os.lstat(os.path.join(root, name))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        first = first or (status.st_dev, status.st_ino)
+        if (status.st_dev, status.st_ino) != first:
+            found.add(name)
+    return found
 
 
 def _groups(root: str) -> dict[bytes, frozenset[bytes]]:

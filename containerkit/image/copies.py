@@ -114,7 +114,9 @@ def open_place(source: str, *, state: State | None = None, connect: Connect | No
         reference = Reference.parse(place.where)
         remote = _needed(connect, "connect", source)(reference, push=False)
         try:
-            yield Outgoing(remote, remote.resolve(reference)[0], (str(reference),))
+            descriptor, _ = remote.resolve(reference)
+            remote.approve(reference, descriptor.digest)
+            yield Outgoing(remote, descriptor, (str(reference),))
         finally:
             remote.close()
     elif place.transport == "containerkit":

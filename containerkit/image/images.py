@@ -128,8 +128,12 @@ class Images(Workbench):
 
     def list(self) -> list[Image]:
         """Every image, newest first."""
-        rows = self._state.database.execute("SELECT id FROM images ORDER BY created_ns DESC, id").fetchall()
-        return [self._image(identity) for (identity,) in rows]
+        database = self._state.database
+        rows = database.execute(f"SELECT {COLUMNS} FROM images ORDER BY created_ns DESC, id").fetchall()  # noqa: S608
+        names: dict[str, list[str]] = {}
+        for name, image in database.execute("SELECT name, image FROM names ORDER BY name"):
+            names.setdefault(image, []).append(Reference.parse(name).familiar)
+        return [Image(self._state.root, row, tuple(names.get(row[0], ()))) for row in rows]
 
     def tag(self, image: Image | str, name: str) -> Image:
         """Give an image one more name, taken from whatever had it. Raises :class:`ImageNotFound`."""
@@ -181,6 +185,7 @@ class Images(Workbench):
         try:
             with bringing_in(self._state):
                 descriptor, body = remote.resolve(reference)
+                remote.approve(reference, descriptor.digest)
                 stored = (_stored_name(reference),)
                 return self._install(remote, descriptor, body, reference.familiar, stored, platform)
         finally:

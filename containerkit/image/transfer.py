@@ -48,6 +48,12 @@ class Remote(BlobSource, BlobSink, Protocol):
         Raises :class:`~containerkit.errors.ImageNotFound` where there is none.
         """
 
+    def approve(self, reference: Reference, digest: Digest) -> None:
+        """Do nothing where ``reference``, with this digest, may be pulled: before anything of it is fetched.
+
+        Raises :class:`~containerkit.errors.PolicyRefused`.
+        """
+
     def put_manifest(self, reference: Reference, media_type: str, body: bytes) -> Digest:
         """Store a manifest or index under ``reference``; all that it names must be there already."""
 

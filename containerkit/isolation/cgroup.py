@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from containerkit.errors import KernelError, Unsupported
+from containerkit.errors.base import KernelError, Unsupported
 from containerkit.isolation import cgroup_v1, cgroup_v2
 from containerkit.isolation.cgroup_files import Stats, children, processes, read
 from containerkit.isolation.cgroup_layout import PARENT, CgroupLayout, Hierarchy, detect

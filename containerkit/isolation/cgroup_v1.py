@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from containerkit.errors import Unsupported
+from containerkit.errors.base import Unsupported
 from containerkit.isolation.cgroup_files import Stats, read, read_int, read_keys, signal_all
 from containerkit.isolation.cgroup_layout import PARENT, CgroupLayout
 from containerkit.isolation.limits import PERIOD

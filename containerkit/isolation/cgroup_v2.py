@@ -7,7 +7,7 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from containerkit.errors import Unsupported
+from containerkit.errors.base import Unsupported
 from containerkit.isolation.cgroup_files import Stats, read, read_int, read_keys
 from containerkit.isolation.cgroup_layout import PARENT, CgroupLayout
 from containerkit.isolation.cgroup_v1 import missing

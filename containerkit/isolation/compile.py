@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import Unsupported
+from containerkit.errors.base import Unsupported
 from containerkit.isolation import defaults
 from containerkit.isolation.plan import Operation, Plan
 from containerkit.linux import capabilities
@@ -137,10 +137,14 @@ def _prepare_root(root: Root) -> tuple[Operation, ...]:
     if root.clone:
         clone = ("clone_tree", root.lowers[0], f"{root.directory}/rootfs", root.clone)
         return (("make_directory", root.directory, 0o710), clone)
-    names = ("merged",) if root.in_memory else ("upper", "work", "merged")
+    merged = ("make_directory", f"{root.directory}/merged", 0o755)
+    if root.in_memory:
+        return (("make_directory", root.directory, 0o710), merged)
     return (
         ("make_directory", root.directory, 0o710),
-        *(("make_directory", f"{root.directory}/{name}", 0o755) for name in names),
+        ("make_upper", f"{root.directory}/upper", root.lowers[0]),
+        ("make_directory", f"{root.directory}/work", 0o755),
+        merged,
     )
 
 

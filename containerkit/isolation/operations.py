@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno as errnos
 import os
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 from containerkit.linux import bpf, capabilities, namespaces, network, process, seccomp, users
 from containerkit.linux import mount as mounts
 from containerkit.linux.tree import make_directory, remove_tree
@@ -57,6 +57,17 @@ def write_file(path: str, content: str, mode: int) -> None:
         os.write(fd, content.encode())
     finally:
         os.close(fd)
+
+
+def make_upper(path: str, like: str) -> None:
+    """An upper directory: it gives an overlay's root its attributes, so it takes after the root of the layer below."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    status = os.stat(like)
+    os.chown(path, status.st_uid, status.st_gid)
+    os.chmod(path, status.st_mode & 0o7777)
 
 
 def clone_tree(source: str, target: str, how: str) -> None:
@@ -375,6 +386,7 @@ def execute(context: Context, arguments: tuple[str, ...], environment: tuple[str
 
 PREPARE: dict[str, Callable[..., Any]] = {
     "make_directory": make_directory,
+    "make_upper": make_upper,
     "clone_tree": clone_tree,
     "write_file": write_file,
     "make_cgroup": make_cgroup,

@@ -11,7 +11,7 @@ import errno as errnos
 import struct
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from containerkit.errors import Unsupported
+from containerkit.errors.base import Unsupported
 from containerkit.isolation.profiles.syscalls import numbers
 
 if TYPE_CHECKING:

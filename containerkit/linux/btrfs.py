@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

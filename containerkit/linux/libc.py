@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 
 TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 from containerkit.linux.libc import check, fsencode, libc, machine_number, syscall
 
 MS_RDONLY = 0x1

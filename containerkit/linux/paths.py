@@ -7,7 +7,7 @@ import errno
 import os
 import struct
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 from containerkit.linux.libc import check, fsencode, libc, machine_number, syscall
 
 _OPENAT2 = 437

@@ -7,7 +7,7 @@ import os
 import select
 import struct
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 from containerkit.linux.libc import check, libc, machine_number, syscall
 
 _CLONE3, _PIDFD_OPEN, _PIDFD_SEND_SIGNAL, _CLOSE_RANGE = 435, 434, 424, 436

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 from containerkit.linux.libc import check, libc, machine_number, syscall
 
 _SECCOMP = machine_number(x86_64=317, aarch64=277)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from containerkit.errors import KernelError
+from containerkit.errors.base import KernelError
 
 
 def syncfs(path: str) -> None:

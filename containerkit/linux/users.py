@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from containerkit.errors import UserNotFound
+from containerkit.errors.container import UserNotFound
 
 TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
 if TYPE_CHECKING:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 DOCUMENT_TYPES = (*INDEX_TYPES, *MANIFEST_TYPES)
 VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream")
 UPLOAD_RESUMES = 6
-PAUSE = 0.2  # seconds
+PAUSE = 0.1  # seconds
+RANGE_NOT_SATISFIABLE = 416
 DIGEST_HEADER = "Docker-Content-Digest"
 
 
@@ -235,7 +236,9 @@ class Repository:
             try:
                 self.transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
             except RegistryError as error:
-                if upload.failure is not None or not error.retryable or not upload.seekable():
+                # 416: bytes of the broken request have come in after the question how many there are.
+                passes = error.retryable or error.status == RANGE_NOT_SATISFIABLE
+                if upload.failure is not None or not passes or not upload.seekable():
                     raise
                 pause = error.retry_after
                 try:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256 << 10
 RESUMES = 4
-SMALLEST_WINDOW = 128 << 10
+SMALLEST_WINDOW = 64 << 10
 BREAKS_TO_WINDOW = 3
 PARTIAL_CONTENT = 206
 
@@ -34,12 +34,11 @@ PARTIAL_CONTENT = 206
 class Download(io.RawIOBase):
     """The bytes of one blob from ``offset`` on, exactly as many as its descriptor says; the digest is the reader's.
 
-    ``fetch(offset, length)`` asks the registry for the blob from ``offset`` on, or for ``length`` bytes of it where that
-    is not 0. A connection that breaks or falls silent is replaced; ``resumes`` times in a row without a byte are too
-    many. After several breaks, the rest comes in pieces, small ones at first: what was on its way when a connection
-    broke was sent in vain. Reading raises :class:`SizeMismatch` where the
-    registry has more or less than declared, :class:`RegistryDisconnected` and :class:`RegistryTimeout` where resuming
-    did not help.
+    ``fetch(offset, length)`` asks the registry for the blob from ``offset`` on, or for ``length`` bytes of it where
+    that is not 0. A connection that breaks or falls silent is replaced; ``resumes`` times in a row without a byte are
+    too many. After several breaks, the rest comes in pieces, small ones at first: what was on its way when a
+    connection broke was sent in vain. Reading raises :class:`SizeMismatch` where the registry has more or less than
+    declared, :class:`RegistryDisconnected` and :class:`RegistryTimeout` where resuming did not help.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Download(io.RawIOBase):
         self._resumes = self._left = resumes
         self._position = offset
         self._skip = 0  # a server that knows no ranges begins again
-        self._began = offset  # of the present response
+        self._first = offset
         self._until = descriptor.size  # where the present response ends
         self._breaks = 0
         self._window = 0  # how much to ask for at once; 0 is all of it
@@ -87,7 +86,7 @@ class Download(io.RawIOBase):
                 self._drop()
                 self._breaks += 1
                 if self._breaks >= BREAKS_TO_WINDOW and self._position:
-                    self._window = max(SMALLEST_WINDOW, (self._position - self._began) // 4)
+                    self._window = max(SMALLEST_WINDOW, (self._position - self._first) // self._breaks // 4)
                 if parts:
                     break
                 if not self._left:
@@ -136,7 +135,7 @@ class Download(io.RawIOBase):
         """The response with the bytes behind the present one's."""
         self._drop()
         if self._window:
-            self._window *= 2
+            self._window += self._window // 8
         return self._connect()
 
     def _end_early(self, response: Response) -> None:
@@ -155,7 +154,7 @@ class Download(io.RawIOBase):
         return response
 
     def _check_start(self, response: Response) -> None:
-        self._began = offset = self._position
+        offset = self._position
         self._skip, self._until = 0, self._size
         if response.status_code == PARTIAL_CONTENT:
             place, _, total = response.headers.get("Content-Range", "").partition("/")

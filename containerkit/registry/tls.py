@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from containerkit.errors import RegistryConfigError
 
@@ -122,6 +123,21 @@ class TlsAdapter(HTTPAdapter):
                 pool |= {"assert_hostname": False, "cert_reqs": "CERT_NONE"}
         return host, pool
 
+    def prepare(self, url: str) -> None:
+        """Make the context for ``url``. Raises :class:`~containerkit.errors.RegistryConfigError`."""
+        self._context_for(urlsplit(url).netloc.rpartition("@")[2])
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """As the base class, without warnings where it was said that nothing is to be verified."""
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = _pools()
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """As the base class, likewise."""
+        manager = super().proxy_manager_for(proxy, **options)
+        manager.pool_classes_by_scheme = _pools()
+        return manager
+
     def _context_for(self, host: str) -> ssl.SSLContext:
         tls = self._own
         if host != self._host:
@@ -142,3 +158,15 @@ class TlsAdapter(HTTPAdapter):
 
 def _hostname(host: str) -> str:
     return urlsplit(f"//{host}").hostname or ""
+
+
+def _pools() -> dict[str, type[HTTPConnectionPool]]:
+    return {"http": HTTPConnectionPool, "https": _QuietPool}
+
+
+class _QuietPool(HTTPSConnectionPool):
+    """Connections whose context may verify nothing: the caller has said so, and needs no warning at each request."""
+
+    def _validate_conn(self, conn: Any) -> None:
+        if conn.sock is None:
+            conn.connect()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from containerkit.errors import (
+    CertificateRejected,
     RedirectRefused,
     RegistryDisconnected,
     RegistryError,
@@ -49,6 +50,7 @@ LONGEST_WAIT = 60.0  # the most (seconds) that a server's Retry-After is obeyed
 MOST_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 UNAUTHORIZED = 401
+BAD_REQUEST = 400
 SMALL_BODY = 64 << 10
 
 # A blob is the bytes that hash to its digest. A proxy that compressed them on the way would only cost time.
@@ -137,16 +139,13 @@ class Transport:
         self._authorizer = Authorizer(self.root, find, self._ask_token_service, memory)
 
     def _mount(self, places: tuple[str, ...]) -> None:
-        """Connections by these settings; and no cookies: they know no ports, and would wander between registries."""
-        from http.cookiejar import DefaultCookiePolicy
-
+        """Connections by these settings."""
         from requests.adapters import HTTPAdapter
 
         from containerkit.registry.tls import POOL, Tls, TlsAdapter
 
         self._session.mount("http://", HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL))
         self._session.mount("https://", TlsAdapter(urlsplit(self.root).netloc, self._tls or Tls(), places))
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def __enter__(self) -> Self:
         return self
@@ -200,14 +199,20 @@ class Transport:
         """Send it; to the other scheme where the registry turns out to speak that, and it may be spoken."""
         try:
             response = self._send_once(request)
-        except (RegistryUnavailable, RegistryDisconnected) as error:
-            secure = self.root.startswith("https:")
-            wrong = isinstance(error, TlsFailed) or (secure and not error.status)
-            if not (self._other_scheme and wrong and _starts_anew(request)):
+        except RegistryError as error:
+            if not (self._other_scheme and _starts_anew(request) and self._may_be_other(error, request)):
                 raise
             return self._send_other(request, error)
         self._other_scheme = False
         return response
+
+    def _may_be_other(self, error: RegistryError, request: Request) -> bool:
+        """Whether the server, of which nothing is known yet, may be speaking the other of http and https."""
+        if isinstance(error, (TlsFailed, RegistryDisconnected)):
+            return True
+        if self.root.startswith("https:"):
+            return isinstance(error, RegistryUnavailable) and not error.status
+        return request.method == "HEAD" and error.status == BAD_REQUEST  # without the words that say why
 
     def _send_other(self, request: Request, error: RegistryError) -> Response:
         root = self.root
@@ -219,6 +224,8 @@ class Transport:
             if other.status:
                 raise
             self.root = self._authorizer.root = root
+            if isinstance(other, CertificateRejected):
+                raise
             raise error from None  # neither: what was tried first says more
         self._other_scheme = False
         return response
@@ -291,21 +298,20 @@ class Transport:
         )
 
     def _once(self, request: Request, url: str, headers: Mapping[str, str]) -> Response:
-        from requests.exceptions import RequestException
+        import requests
         from urllib3.exceptions import HTTPError
 
+        from containerkit.registry.tls import TlsAdapter
+
+        # The adapter itself: a session would look into redirects first, read their bodies and keep their cookies.
         try:
-            return self._session.request(
-                request.method,
-                url,
-                headers=dict(headers),
-                data=request.data,
-                stream=True,
-                timeout=self._timeout,
-                allow_redirects=False,
-                proxies=self._proxies_for(url),
-            )
-        except (RequestException, HTTPError, UnicodeError) as error:
+            wanted = requests.Request(request.method, url, headers=dict(headers), data=request.data)
+            prepared = self._session.prepare_request(wanted)
+            adapter = self._session.get_adapter(url)
+            if isinstance(adapter, TlsAdapter):
+                adapter.prepare(url)  # in there, its errors would become others
+            return adapter.send(prepared, stream=True, timeout=self._timeout, proxies=self._proxies_for(url))
+        except (requests.RequestException, HTTPError, UnicodeError) as error:
             raise failures.breakage(error, url=url, subject=request.subject) from failures.cause(error)
 
     def _proxies_for(self, url: str) -> dict[str, str]:

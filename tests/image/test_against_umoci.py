@@ -117,7 +117,7 @@ THIRD = [
 @pytest.fixture
 def images(state_root: str) -> Iterator[Images]:
     state = State(state_root)
-    yield Images(state, lambda _, push: pytest.fail("no registry is needed"))
+    yield Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
     state.close()
 
 

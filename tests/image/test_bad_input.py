@@ -81,7 +81,7 @@ def images(state: State, outside: str) -> Iterator[Images]:
     """The images of a state root in which nothing may be left."""
 
     def nobody(reference: Reference, /, *, push: bool) -> Any:
-        raise AssertionError(reference)
+        raise AssertionError(reference, push)
 
     yield Images(state, nobody)
     for place in ("blobs", "layers", "ingest"):
@@ -520,7 +520,7 @@ def test_bad_documents(name: str, images: Images, tmp_path: Path) -> None:
 def test_bad_documents_from_a_source_that_lies(name: str, state: State, images: Images) -> None:
     make, error, message = DOCUMENTS[name]
     with pytest.raises(error, match=message):
-        Images(state, lambda _, push: make()).pull("example.org/app:1")
+        Images(state, lambda *_, **__: make()).pull("example.org/app:1")
 
 
 def test_indexes_in_indexes_up_to_the_limit(state: State) -> None:

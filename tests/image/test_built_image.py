@@ -63,7 +63,7 @@ def loaded(layout: str, root: str, name: str) -> dict[str, Fields]:
     """The merged tree of the built image on a driver."""
     with contextlib.closing(State(root)) as state:
         chosen = choose(state.root, name)
-        images = Images(state, lambda _, push: pytest.fail("no registry is needed"))
+        images = Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
         image = images.load(layout)
         assert len(image.layers) == 8
         view = chosen.view(image.lowers)
@@ -134,7 +134,8 @@ def test_the_tree_equals_podman_export(built_image: Built, expected: dict[str, F
         theirs.pop(path, None)
         ours.pop(path, None)
     ours[TOUCHED_BY_UMOCI] = ours[TOUCHED_BY_UMOCI]._replace(mtime=theirs[TOUCHED_BY_UMOCI].mtime)
-    assert differences(ours, theirs) == []
+    found = differences(ours, theirs)
+    assert not found, "\n".join(found)
 
 
 def as_exported(told: Fields) -> Fields:

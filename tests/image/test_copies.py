@@ -216,7 +216,7 @@ def test_all_platforms_to_a_registry(
 @pytest.mark.kernel
 def test_the_store_as_a_source_and_a_target(tmp_path: Path, state_root: str, layout: str, made: MadeImage) -> None:
     state = State(state_root)
-    images = Images(state, lambda _, push: pytest.fail("no registry is needed"))
+    images = Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
     image = images.load(layout, "example.org/stored:1")
     target = f"oci:{tmp_path}/out:x"
     assert copy("containerkit:example.org/stored:1", target, state=state) == image.digest

@@ -46,7 +46,7 @@ def made(name: str, size: int = 200_000) -> MadeImage:
 
 
 def images_of(state: State, remote: MadeImage) -> Images:
-    return Images(state, lambda _, push: remote)
+    return Images(state, lambda *_, **__: remote)
 
 
 def pull(state: State, name: str, *, used: float = 0) -> Image:

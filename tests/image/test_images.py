@@ -53,7 +53,7 @@ def state(state_root: str) -> Iterator[State]:
 
 
 def images_of(state: State, remote: MadeImage) -> Images:
-    return Images(state, lambda _, push: remote)
+    return Images(state, lambda *_, **__: remote)
 
 
 def left_in(state: State) -> dict[str, list[str]]:
@@ -341,7 +341,7 @@ def test_push_sends_what_is_missing(state: State) -> None:
     images = images_of(state, MadeImage([LOWER, UPPER]))
     image = images.pull("example.org/app:1")
     target = MadeImage([LOWER])
-    pushing = Images(state, lambda _, push: target)
+    pushing = Images(state, lambda *_, **__: target)
     pushing.tag(image, "example.com/app:2")
     assert pushing.push("example.com/app:2") == image.digest
     assert target.opened == []
@@ -517,7 +517,7 @@ def test_peers_read_what_is_imported(state: State) -> None:
         file.write(make_tar(ROOTFS))
     image = images.import_rootfs(images.import_rootfs(tar, tag="a").lowers[0], tag="b")
     target = MadeImage([])
-    Images(state, lambda _, push: target).push("b")
+    Images(state, lambda *_, **__: target).push("b")
     layout = target.write_layout(state.path("cache/layout"))
     command = ["umoci", "unpack", "--image", f"{layout}:latest", state.path("cache/bundle")]
     subprocess.run(command, check=True, capture_output=True)

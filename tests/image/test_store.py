@@ -82,7 +82,7 @@ class Ranged(Breaking):
 
 
 def images_of(state: State, remote: MadeImage) -> Images:
-    return Images(state, lambda _, push: remote)
+    return Images(state, lambda *_, **__: remote)
 
 
 @pytest.mark.parametrize("kind", [Breaking, Ranged])

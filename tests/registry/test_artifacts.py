@@ -70,7 +70,7 @@ def test_files_there_and_back(repository: Repository, raw: rawhttp.Repository, t
         there = tmp_path / target.replace(":", "-")
         pulled = artifacts.pull(repository, target, there)
         assert pulled.descriptor.digest == pushed.digest
-        assert {name: open(path, "rb").read() for name, path in pulled.files.items()} == {
+        assert {name: (there / name).read_bytes() for name in pulled.files} == {
             "report.json": b'{"ok":true}',
             "deep/er/big.bin": big,
             "empty": b"",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from support.faulty import Faulty
     from support.registry import Registry
 
-PASSWORD = "s3cret:with colon"
+PASSWORD = "s3cret:with colon"  # noqa: S105 - of a test server
 ALICE = Credential("alice", PASSWORD)
 LAYER = bytes(range(256)) * 5000
 
@@ -152,7 +152,7 @@ def test_passwords(guarded: Registry, connect: Callable[..., Any]) -> None:
 
 @pytest.mark.registry
 @pytest.mark.parametrize("push_scope", [False, True])
-@pytest.mark.parametrize("credential", [ALICE, Credential(identity_token="refresh-me")], ids=["basic", "refresh"])
+@pytest.mark.parametrize("credential", [ALICE, Credential(identity_token="refresh-me")], ids=["basic", "refresh"])  # noqa: S106
 def test_tokens(
     credential: Credential, push_scope: bool, tokened: Registry, service: TokenServer, connect: Callable[..., Any]
 ) -> None:

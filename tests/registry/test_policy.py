@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from containerkit.errors import InvalidKey, PolicyRefused, RegistryConfigError, SignatureInvalid, SignatureMissing
-from containerkit.image.digest import Digest
 from containerkit.image.reference import Reference
 from containerkit.registry import serve, signatures
 from containerkit.registry.client import Registries
@@ -17,6 +16,7 @@ from support import rawhttp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from containerkit.image.digest import Digest
     from containerkit.registry.server.server import Registry
 
 KEY, PUBLIC = signatures.generate_key()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from containerkit.image.digest import Digest
+from containerkit.image.reference import Reference
+from containerkit.image.transfer import copy_image
 from containerkit.registry import serve
+from containerkit.registry.client import Registries
+from containerkit.registry.credentials import Credentials
 from image.test_save_load import docker, podman
 from support import facts, rawhttp
 from support.rawhttp import Repository, add, ask
@@ -82,6 +88,63 @@ def test_close_twice_and_a_client_that_takes_nothing(tmp_path: Any) -> None:
         registry.close()
         registry.close()
     assert os.path.exists(tmp_path / "blobs")
+
+
+def test_tls_with_clients_that_do_not_speak_it(tmp_path: Any) -> None:
+    with serve(tmp_path, tls=True) as registry:
+        silent = socket.create_connection(("127.0.0.1", int(registry.host.rpartition(":")[2])))
+        assert b"HTTP/1.1 200" not in rawhttp.raw(registry.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        certificates = registry.certificates
+        assert certificates is not None
+        context = ssl.create_default_context(cafile=certificates.authority)
+        for name in ("localhost", "127.0.0.1"):
+            connection = http.client.HTTPSConnection(name, int(registry.host.rpartition(":")[2]), context=context)
+            connection.request("GET", "/v2/")
+            assert connection.getresponse().status == 200
+            connection.close()
+        with open(certificates.authority, "rb") as file:
+            authority = file.read()
+    silent.close()
+    with serve(tmp_path, tls=True) as registry, open(tmp_path / "tls" / "ca.crt", "rb") as file:
+        assert file.read() == authority  # who trusts it need not be told again
+        assert os.stat(tmp_path / "tls" / "server.key").st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_our_client_and_skopeo_see_the_same(tls: bool, busybox_layout: str, tmp_path: Any) -> None:
+    """What our client pushes, with a password and our authority, skopeo pulls; and the other way round."""
+    with serve(users={"a": "b"}, tls=tls) as registry:
+        authorities = {registry.host: [registry.certificates.authority]} if registry.certificates else {}
+        credentials = Credentials({})
+        credentials.login(registry.host, "a", "b")
+        registries = Registries(credentials=credentials, mirrors={}, authorities=authorities)
+        theirs, ours = (Reference.parse(registry.name(f"{name}:1")) for name in ("theirs", "ours"))
+        skopeo("copy", "--dest-creds=a:b", f"oci:{busybox_layout}:1", f"docker://{theirs}")
+        with registries.connect(theirs) as source, registries.connect(ours, push=True) as sink:
+            root, _ = source.resolve(theirs)
+            body = copy_image(root, source, sink)
+            assert sink.put_manifest(ours, root.media_type, body) == root.digest
+        skopeo("copy", "--src-creds=a:b", f"docker://{ours}", f"oci:{tmp_path}:1")
+        assert root.digest.hex in os.listdir(tmp_path / "blobs/sha256")
+
+
+def test_only_so_many_connections(server: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    from containerkit.registry.server import server as module
+
+    monkeypatch.setattr(module, "MOST_CONNECTIONS", 5)
+    address = ("127.0.0.1", int(server.host.rpartition(":")[2]))
+    held = [socket.create_connection(address, timeout=20) for _ in range(8)]
+    assert [connection.recv(1) for connection in held[5:]] == [b""] * 3
+    for connection in held:
+        connection.close()
+    until(lambda: ask_or_none(server.host) == 200)
+
+
+def ask_or_none(host: str) -> int | None:
+    try:
+        return ask(host, "GET", "/v2/").status
+    except OSError:
+        return None
 
 
 def test_content_stays_with_its_directory(tmp_path: Any) -> None:

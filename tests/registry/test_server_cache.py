@@ -125,7 +125,7 @@ def test_many_at_once_fetch_a_blob_once_and_see_it_come(faulty: Faulty, tmp_path
             for thread in threads:
                 thread.join()
         assert [result.body == CONTENT for result in results] == [True] * 5
-    assert sum(seen.method == "GET" for seen in faulty.seen) == 1
+    assert len(faulty.requests("GET")) == 1, faulty.seen
 
 
 def test_nobody_gets_a_whole_wrong_blob(faulty: Faulty, tmp_path: Any) -> None:
@@ -139,6 +139,19 @@ def test_nobody_gets_a_whole_wrong_blob(faulty: Faulty, tmp_path: Any) -> None:
         assert len(results[0].body) < len(CONTENT)
     assert os.listdir(tmp_path / "uploads") == []
     assert not os.path.exists(tmp_path / "blobs/sha256" / DIGEST.hex)
+
+
+def test_closing_does_not_wait_for_a_silent_upstream(faulty: Faulty) -> None:
+    beginning = f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode() + CONTENT[:2_000_000]
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{DIGEST}", blob(raw(beginning, stall=True)))
+    with serve(upstream=faulty.host) as cache:
+        name, _, port = cache.host.rpartition(":")
+        with socket.create_connection((name, int(port)), timeout=20) as client:
+            client.sendall(f"GET /v2/team/app/blobs/{DIGEST} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+            faulty.closing.set()
+            cache.close()
 
 
 def test_an_upstream_that_is_no_registry(faulty: Faulty) -> None:

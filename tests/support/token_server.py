@@ -58,10 +58,10 @@ class TokenServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            def do_GET(self) -> None:
                 service.serve(self, parse_qs(urlsplit(self.path).query), refresh=False)
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 service.serve(self, parse_qs(body.decode()), refresh=True)
 

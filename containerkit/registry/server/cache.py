@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 20
 TAG_LIFE = 30.0
+CLOSING = 5.0  # seconds that closing waits for an upstream that is silent
 PATIENCE = 120.0  # seconds that a client waits for the next piece
 
 
@@ -124,20 +125,23 @@ class Upstream:
         with self._lock:
             starting = self._starting.setdefault(digest, threading.Lock())
         with starting:
-            if self._storage.holds(name, digest) or self._storage.link(name, digest):
-                return None
-            with self._lock:
+            with self._lock:  # in this order: one that has just ended is held
                 if (running := self._fetching.get(digest)) is not None:
                     return running
+            if self._storage.holds(name, digest) or self._storage.link(name, digest):
+                return None
             return self._start(name, digest)
 
     def close(self) -> None:
         """Break off what is being fetched and close the connections to the upstream."""
         with self._lock:
             self._closed = True
-            threads = set(self._threads)
+            threads, fetches = set(self._threads), set(self._fetching.values())
+        for fetch in fetches:
+            fetch.advance(0, RegistryDisconnected("the cache is being closed"))
+        deadline = time.monotonic() + CLOSING
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
         for repository in self._repositories.values():
             repository.close()
 

@@ -71,6 +71,10 @@ class Frame(BaseHTTPRequestHandler):
                 if not self.connection.recv(PIECE):
                     return
 
+    def version_string(self) -> str:
+        """What the header ``Server`` says."""
+        return self.server_version
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Nothing: a library does not print."""
 

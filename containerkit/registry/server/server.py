@@ -8,6 +8,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 NAMES = ("localhost", "127.0.0.1", "::1")
 TAG_LIFE = 30.0
+MOST_CONNECTIONS = 1000
+CLOSING = 10.0  # seconds that closing waits for a request that an upstream does not answer
 
 
 class Content:
@@ -148,8 +151,13 @@ class RegistryServer(ThreadingHTTPServer):
             target=self.process_request_thread, args=(request, client_address), name="containerkit-request", daemon=True
         )
         with self._lock:
-            self._open[request] = thread
-        thread.start()
+            full = len(self._open) >= MOST_CONNECTIONS
+            if not full:
+                self._open[request] = thread
+        if full:
+            self.shutdown_request(request)
+        else:
+            thread.start()
 
     def shutdown_request(self, request: Any) -> None:
         """Forget it."""
@@ -165,8 +173,9 @@ class RegistryServer(ThreadingHTTPServer):
         for connection in connections:
             with suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TLS, too: nothing more is sent
+        deadline = time.monotonic() + CLOSING
         for thread in connections.values():
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that broke concerns nobody else."""

@@ -1,0 +1,321 @@
+"""Mirrors: every format, in order, and what happens when they are slow, broken, stale or lying."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from containerkit.errors import DigestMismatch, RegistryBlocked, RegistryConfigError, RegistryUnavailable
+from containerkit.image.digest import Digest
+from containerkit.image.model import OCI_MANIFEST
+from containerkit.image.reference import Reference
+from containerkit.registry.client import Registries
+from containerkit.registry.credentials import Credentials
+from containerkit.registry.mirrors import Endpoint, Mirrors
+from support.faulty import Faulty, answer, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+BODY = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST}).encode()
+OTHER = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "x": 1}).encode()
+
+CONF = """
+unqualified-search-registries = ["docker.io"]
+[[registry]]
+prefix = "docker.io"
+location = "hub.example/cache"
+[[registry.mirror]]
+location = "first.example/hub"
+[[registry.mirror]]
+location = "second.example:5000"
+insecure = true
+pull-from-mirror = "digest-only"
+[[registry.mirror]]
+location = "third.example"
+pull-from-mirror = "tag-only"
+[[registry]]
+prefix = "docker.io/library"
+location = "library.example/lib"
+mirror-by-digest-only = true
+[[registry.mirror]]
+location = "fourth.example"
+[[registry]]
+prefix = "*.corp.example"
+location = "inside.example/all"
+[[registry]]
+prefix = "*.corp.example/bad"
+blocked = true
+[[registry]]
+location = "plain.example"
+insecure = true
+[[registry]]
+prefix = "nowhere.example/x"
+blocked = true
+"""
+
+
+def hosts(endpoints: tuple[Endpoint, ...]) -> list[str]:
+    return [f"{each.host}/{each.repository}" for each in endpoints]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("alice/tool", ["first.example/hub/alice/tool", "second.example:5000/alice/tool", "third.example/alice/tool",
+                        "hub.example/cache/alice/tool"]),
+        ("alpine", ["fourth.example/alpine", "library.example/lib/alpine"]),
+        ("a.corp.example/x/y", ["inside.example/all/x/y"]),
+        ("a.b.corp.example:5000/x", ["inside.example/all:5000/x"]),
+        ("corp.example/x", ["corp.example/x"]),
+        ("plain.example/x", ["plain.example/x"]),
+        ("nowhere.example/xy", ["nowhere.example/xy"]),
+        ("other.example/x", ["other.example/x"]),
+    ],
+)  # fmt: skip
+def test_registries_conf(name: str, expected: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "registries.conf"
+    path.write_text(CONF)
+    reference = Reference.parse(name)
+    found = Mirrors(files=[str(path)]).endpoints(reference.registry, reference.repository)
+    assert hosts(found) == expected
+    assert [each.mirror for each in found] == [True] * (len(found) - 1) + [False]
+    flags = {each.host: (each.insecure, each.by_digest_only, each.by_tag_only) for each in found}
+    for host, wanted in {
+        "second.example:5000": (True, True, False),
+        "third.example": (False, False, True),
+        "fourth.example": (False, True, False),
+        "plain.example": (True, False, False),
+        "first.example": (False, False, False),
+    }.items():
+        assert flags.get(host, wanted) == wanted
+
+
+@pytest.mark.parametrize("name", ["nowhere.example/x", "nowhere.example/x/y", "a.corp.example/bad/x"])
+def test_blocked(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "registries.conf"
+    path.write_text(CONF)
+    reference = Reference.parse(name)
+    registries = Registries(mirrors=Mirrors(files=[str(path)]), credentials=Credentials({}))
+    with pytest.raises(RegistryBlocked):
+        registries.connect(reference)
+
+
+def test_drop_ins_win_in_the_order_of_their_names(tmp_path: Path) -> None:
+    main, directory = tmp_path / "registries.conf", tmp_path / "registries.conf.d"
+    directory.mkdir()
+    main.write_text('[[registry]]\nlocation = "a.example"\n[[registry]]\nlocation = "b.example"\n')
+    for name, target in (("2.conf", "two.example"), ("1.conf", "one.example"), ("3.txt", "none.example")):
+        (directory / name).write_text(f'[[registry]]\nprefix = "a.example"\nlocation = "{target}"\n')
+    mirrors = Mirrors(files=[str(main), str(directory)])
+    assert hosts(mirrors.endpoints("a.example", "x")) == ["two.example/x"]
+    assert hosts(mirrors.endpoints("b.example", "x")) == ["b.example/x"]
+
+
+def test_docker_daemon_json(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    document = {
+        "registry-mirrors": ["https://one.example", "http://two.example:81/prefix/"],
+        "insecure-registries": ["10.0.0.0/8", "lab.example:5000"],
+    }
+    path.write_text(json.dumps(document))
+    mirrors = Mirrors(files=[str(path)])
+    one, two, hub = mirrors.endpoints("docker.io", "library/alpine")
+    assert (one.host, one.scheme, two.host, two.scheme, two.path) == (
+        "one.example",
+        "https",
+        "two.example:81",
+        "http",
+        "prefix",
+    )
+    assert hub == Endpoint("docker.io", "library/alpine")
+    insecure = {
+        host: mirrors.endpoints(host, "a")[-1].insecure
+        for host in ("10.1.2.3:5000", "11.1.2.3", "lab.example:5000", "lab.example")
+    }
+    assert list(insecure.values()) == [True, False, True, False]
+    assert len(mirrors.endpoints("quay.io", "a")) == 1
+
+
+HOSTS = """
+server = "https://origin.example"
+[host."https://mirror.example/v2"]
+  capabilities = ["pull", "resolve"]
+  ca = "ca.crt"
+  [host."https://mirror.example/v2".header]
+    x-key = ["k"]
+[host."http://plain.example:5000"]
+  capabilities = ["pull"]
+  client = [["a.cert", "a.key"]]
+[host."https://push.example"]
+  capabilities = ["push"]
+[host."https://deep.example/v2/project"]
+  override_path = true
+  skip_verify = true
+"""
+
+
+@pytest.mark.parametrize("directory", ["registry.example:5000", "registry.example_5000_", "_default"])
+def test_hosts_toml(directory: str, tmp_path: Path) -> None:
+    place = tmp_path / "certs.d"
+    (place / directory).mkdir(parents=True)
+    (place / directory / "hosts.toml").write_text(HOSTS)
+    mirrors = Mirrors(files=[str(place)])
+    first, plain, deep, origin = mirrors.endpoints("registry.example:5000", "a/b")
+    here = str(place / directory)
+    assert (first.host, first.path, first.authorities, first.headers) == (
+        "mirror.example", "", (f"{here}/ca.crt",), (("x-key", "k"),),
+    )  # fmt: skip
+    assert (plain.scheme, plain.by_digest_only, plain.client) == ("http", True, (f"{here}/a.cert", f"{here}/a.key"))
+    assert (deep.path, deep.whole_path, deep.insecure) == ("v2/project", True, True)
+    assert (origin.host, origin.mirror) == ("origin.example", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("registries.conf", "[[registry"),
+        ("registries.conf", "\xff"),
+        ("registries.conf", "[[registry]]\n"),
+        ("registries.conf", "[registries.search]\nregistries = []\n[registry]\n"),
+        ("registries.conf", '[[registry]]\nlocation = "a"\ninsecure = "yes"'),
+        ("registries.conf", "[[registry]]\nlocation = 1"),
+        ("registries.conf", '[[registry]]\nlocation = "a"\n[[registry.mirror]]\ninsecure = true'),
+        ("registries.conf", '[[registry]]\nlocation="a"\n[[registry.mirror]]\nlocation="b"\npull-from-mirror="x"'),
+        ("daemon.json", "{"),
+        ("daemon.json", "[]"),
+        ("daemon.json", '{"registry-mirrors": "a"}'),
+        ("certs.d/a/hosts.toml", 'host = "a"'),
+        ("certs.d/a/hosts.toml", '[host]\n"https://a" = 1'),
+        ("certs.d/a/hosts.toml", '[host."ftp://a"]'),
+        ("certs.d/a/hosts.toml", '[host."https://a"]\nca = 1'),
+        ("certs.d/a/hosts.toml", '[host."https://a"]\ncapabilities = 1'),
+        ("certs.d/a/hosts.toml", '[host."https://a"]\nclient = [["a", "b", "c"]]'),
+        ("certs.d/a/hosts.toml", '[host."https://a"]\nheader = 1'),
+        ("certs.d/a/hosts.toml", "server = 1"),
+    ],
+)
+def test_files_that_do_not_fit(name: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(RegistryConfigError, match=path.name):
+        Mirrors(files=[str(tmp_path / "certs.d" if "certs.d" in name else path)]).endpoints("a", "b")
+
+
+def test_a_mirror_that_is_none() -> None:
+    for text in ("", "ftp://a", "https://"):
+        with pytest.raises(RegistryConfigError):
+            Mirrors({"a": [text]}, files=()).endpoints("a", "b")
+
+
+@pytest.fixture
+def mirror() -> Iterator[Faulty]:
+    with Faulty() as server:
+        yield server
+
+
+@pytest.fixture
+def through(faulty: Faulty, mirror: Faulty) -> Iterator[Callable[..., Any]]:
+    """``some/image`` of the faulty registry behind a mirror; only what answers resolve is set here."""
+    made = []
+    settings = Mirrors({faulty.host: [mirror.host]}, files=())
+    registries = Registries(credentials=Credentials({}), mirrors=settings, timeout=0.3)
+
+    def run(suffix: str = ":1") -> Any:
+        made.append(registries.connect(Reference.parse(f"{faulty.host}/some/image{suffix}")))
+        return made[-1].resolve(Reference.parse(f"{faulty.host}/some/image{suffix}"))
+
+    yield run
+    for each in made:
+        each.close()
+
+
+GOOD = answer(200, BODY, content_type=OCI_MANIFEST)
+PATH = "/v2/some/image/manifests/1"
+
+
+def test_the_mirror_is_asked_first(faulty: Faulty, mirror: Faulty, through: Callable[..., Any]) -> None:
+    mirror.on("GET", PATH, GOOD)
+    assert through()[1] == BODY
+    assert (len(mirror.seen), len(faulty.seen)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "again"),
+    [
+        (answer(404), True),
+        (answer(401, www_authenticate='Basic realm="x"'), False),
+        (answer(500), False),
+        (answer(429, retry_after="50"), False),
+        (raw(), False),
+        (raw(stall=True), False),
+        (answer(200, b"<html>", content_type="text/html"), False),
+        (answer(302, location="http://127.0.0.1:1/"), False),
+    ],
+    ids=["404", "401", "500", "429", "cut", "silent", "html", "redirected"],
+)
+def test_a_broken_mirror_is_asked_once(
+    fault: Any, again: bool, faulty: Faulty, mirror: Faulty, through: Callable[..., Any]
+) -> None:
+    mirror.on("GET", PATH, fault)
+    faulty.on("GET", PATH, GOOD)
+    assert through()[1] == BODY
+    assert len(mirror.seen) == 1
+    assert through()[1] == BODY
+    assert len(mirror.seen) == (2 if again else 1)
+
+
+def test_a_lying_mirror(faulty: Faulty, mirror: Faulty, through: Callable[..., Any]) -> None:
+    """What is asked for by digest comes with this digest, wherever from."""
+    digest = Digest.of(BODY)
+    path = f"/v2/some/image/manifests/{digest}"
+    mirror.on("GET", path, answer(200, OTHER, content_type=OCI_MANIFEST))
+    faulty.on("GET", path, GOOD)
+    assert through(f"@{digest}")[1] == BODY
+    faulty.on("GET", path, answer(200, OTHER, content_type=OCI_MANIFEST))
+    with pytest.raises(DigestMismatch):
+        through(f"@{digest}")
+
+
+def test_mirror_and_registry_down(faulty: Faulty, mirror: Faulty, through: Callable[..., Any]) -> None:
+    mirror.on("GET", PATH, answer(503))
+    faulty.on("GET", PATH, answer(503, retry_after="1000"))
+    with pytest.raises(RegistryUnavailable, match=faulty.host):
+        through()
+
+
+def test_digest_only_and_tag_only(faulty: Faulty, mirror: Faulty, tmp_path: Path) -> None:
+    path, digest = tmp_path / "registries.conf", Digest.of(BODY)
+    for server in (faulty, mirror):
+        for target in ("1", digest):
+            server.on("GET", f"/v2/a/manifests/{target}", GOOD)
+    for pull, asked in (("digest-only", [0, 1]), ("tag-only", [1, 0]), ("all", [1, 1])):
+        path.write_text(
+            f'[[registry]]\nlocation="{faulty.host}"\n[[registry.mirror]]\nlocation="{mirror.host}"\npull-from-mirror="{pull}"\n'
+        )
+        counts = []
+        for suffix in (":1", f"@{digest}"):
+            mirror.seen.clear()
+            reference = Reference.parse(f"{faulty.host}/a{suffix}")
+            registries = Registries(credentials=Credentials({}), mirrors=Mirrors(files=[str(path)]))
+            with registries.connect(reference) as remote:
+                remote.resolve(reference)
+            counts.append(len(mirror.seen))
+        assert counts == asked
+
+
+def test_a_path_and_headers_of_hosts_toml(faulty: Faulty, mirror: Faulty, tmp_path: Path) -> None:
+    place = tmp_path / "certs.d" / faulty.host
+    place.mkdir(parents=True)
+    url = f"http://{mirror.host}/deep/project"
+    (place / "hosts.toml").write_text(f'[host."{url}"]\noverride_path = true\n[host."{url}".header]\nx-key = "k"\n')
+    mirror.on("GET", "/deep/project/a/manifests/1", GOOD)
+    reference = Reference.parse(f"{faulty.host}/a:1")
+    registries = Registries(credentials=Credentials({}), mirrors=Mirrors(files=[str(tmp_path / "certs.d")]))
+    with registries.connect(reference) as remote:
+        assert remote.resolve(reference)[1] == BODY
+    assert mirror.seen[0].headers["x-key"] == "k"
