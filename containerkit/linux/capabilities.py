@@ -10,7 +10,8 @@ import ctypes
 import errno
 import struct
 
-from containerkit.errors import InvalidOption, KernelError
+from containerkit.errors.base import KernelError
+from containerkit.errors.container import InvalidOption
 from containerkit.linux.libc import check, libc
 
 TYPE_CHECKING = False  # typing itself would cost every keeper 0.8 MB
