@@ -4,7 +4,7 @@
 
 Rounds alternate, in rotating order; everything is in the page cache, and each writes a plain tar into a new file.
 "diff" also lists the changes (A, C, D) against the layers below; "with digest" puts the layer into a content store,
-which syncs it to the disk. The issue's budget is 1.5 times ``tar -c`` for the layer's diff and write.
+which syncs it to the disk. The budget is 1.5 times ``tar -c`` for the layer's diff and write.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from containerkit.image.layout import Stored
     from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor, ImageConfig, Layer, Manifest, Platform
+    from containerkit.image.progress import Watcher
     from containerkit.image.transfer import BlobSource, Connect
     from containerkit.state import State
 
@@ -119,6 +120,11 @@ class Images(Workbench):
         #: How much an image may ask for; None means the standard limits.
         self.limits: ImageLimits | None = None
 
+    @property
+    def root(self) -> str:
+        """The state root."""
+        return self._state.root
+
     def get(self, name: str) -> Image:
         """The image of a name, an id or the beginning of an id.
 
@@ -171,10 +177,11 @@ class Images(Workbench):
 
         sweep(self._state)
 
-    def pull(self, name: str, *, platform: Platform | str | None = None) -> Image:
+    def pull(self, name: str, *, platform: Platform | str | None = None, progress: Watcher | None = None) -> Image:
         """Bring an image in from its registry; what is here already is not fetched again.
 
-        ``platform`` (``linux/arm64/v8``) is another than this machine's.
+        ``platform`` (``linux/arm64/v8``) is another than this machine's. ``progress`` is called with a
+        :class:`~containerkit.image.progress.Progress` at every step; ``progress.Bar()`` is one that shows a bar.
         Raises :class:`ImageNotFound`, :class:`PlatformMismatch`, :class:`InvalidImage`, :class:`ContentMismatch`,
         :class:`LayerError` and :class:`RegistryError`, and then leaves nothing of the image.
         """
@@ -187,7 +194,7 @@ class Images(Workbench):
                 descriptor, body = remote.resolve(reference)
                 remote.approve(reference, descriptor.digest)
                 stored = (_stored_name(reference),)
-                return self._install(remote, descriptor, body, reference.familiar, stored, platform)
+                return self._install(remote, descriptor, body, reference.familiar, stored, platform, progress)
         finally:
             remote.close()
 
@@ -274,6 +281,7 @@ class Images(Workbench):
         label: str,
         names: tuple[str, ...],
         platform: Platform | str | None = None,
+        progress: Watcher | None = None,
     ) -> Image:
         from containerkit.image.install import Installer
         from containerkit.image.limits import STANDARD
@@ -281,7 +289,8 @@ class Images(Workbench):
 
         wanted = parse(platform) if isinstance(platform, str) else platform
         limits = self.limits or STANDARD
-        installer = Installer(self._state.root, source, label, platform=wanted, limits=limits)
+        root = self._state.root
+        installer = Installer(root, source, label, platform=wanted, limits=limits, progress=progress)
         installed = installer.install(descriptor, body)
         return self.register(installed, names)
 

@@ -16,6 +16,7 @@ from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import parse_config, parse_document, require_image
 from containerkit.image.limits import STANDARD, Meter, check_document, check_layer_size, check_layers
 from containerkit.image.model import Index, Layer
+from containerkit.image.progress import Meterer
 from containerkit.image.runconfig import RunConfig
 from containerkit.image.stream import read_verified
 from containerkit.image.unpack import Below, LayerInstaller
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor, ImageConfig, Manifest, Platform
+    from containerkit.image.progress import Watcher
     from containerkit.image.transfer import BlobSource
 
 LAYERS_AT_ONCE = 3
@@ -48,7 +50,8 @@ class Installed(NamedTuple):
 class Installer:
     """Installs one image of a source below ``root``, whose lock the caller holds (:func:`.locks.shared`).
 
-    ``platform`` says which image of an index is wanted, by default the one that fits this machine best.
+    ``platform`` says which image of an index is wanted, by default the one that fits this machine best; ``progress``
+    is told how the layers come.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Installer:
         *,
         platform: Platform | None = None,
         limits: ImageLimits = STANDARD,
+        progress: Watcher | None = None,
     ) -> None:
         self._source = source
         self._name = name
         self._platform = platform
         self._limits = limits
+        self._watcher = progress
         self._reads = 0
         self._blobs = BlobStore(root)
         self._cancelled = threading.Event()
@@ -82,6 +87,7 @@ class Installer:
         config = self._config(manifest)
         layers = match_layers(manifest, config)
         run = RunConfig.from_config(config)
+        self._installer.progress = Meterer(self._watcher, manifest.layers)
         self._install_layers(layers)
         if self._installer.unpacked:
             syncfs(self._installer.directory)  # once an image: what gets a row is whole, also after a power failure

@@ -14,6 +14,7 @@ from containerkit.image.extract import LowersNeeded
 from containerkit.image.ingest import Resumed
 from containerkit.image.layer import TarReader
 from containerkit.image.limits import Meter
+from containerkit.image.progress import Meterer
 from containerkit.image.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead, Verified, wrong_digest
 
@@ -49,6 +50,8 @@ class LayerInstaller:
 
     def __init__(self, root: str, source: BlobSource, cancelled: threading.Event, meter: Meter | None = None) -> None:
         self._meter = meter or Meter()
+        #: Told of every byte that comes.
+        self.progress = Meterer(None, ())
         self._ingest = os.path.join(root, "ingest")
         self._source = source
         self._cancelled = cancelled
@@ -72,6 +75,7 @@ class LayerInstaller:
         if self._blobs.has(layer.descriptor):
             if not unpacked:
                 self._unpack_stored(layer, below)
+            self.progress.done(layer.descriptor, present=True)
             return
         with self._blobs.ingest(layer.descriptor) as ingest:
             try:
@@ -82,13 +86,19 @@ class LayerInstaller:
                 ingest.restart()  # what an earlier attempt has left was damaged
                 again = self._fetch(ingest, layer, below, unpacked=unpacked)
             ingest.commit(layer.descriptor.digest)
+        self.progress.done(layer.descriptor)
         if again:
             self._unpack_stored(layer, below)
 
     def _fetch(self, ingest: Ingest, layer: Layer, below: Below, *, unpacked: bool) -> bool:
         """Write the blob and unpack it on its way; whether it must be unpacked again, once the lowers are there."""
         with Resumed(ingest, self._source, layer.descriptor) as stream:
-            verified = Verified(stream, layer.descriptor, cancelled=self._cancelled)
+            self.progress.again(layer.descriptor)
+
+            def count(piece: bytes) -> None:
+                self.progress.moved(layer.descriptor, len(piece))
+
+            verified = Verified(stream, layer.descriptor, count, self._cancelled)
             again = False
             if not unpacked:
                 try:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import ImageInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from containerkit.image.changes import Change
@@ -242,20 +242,49 @@ class Workbench:
 
 
 class Edit:
-    """An image under change, by the methods of :class:`~containerkit.image.edit.Editor`; :meth:`commit` keeps it."""
+    """An image of a host under change; :meth:`commit` keeps it.
+
+    The verbs are those of :class:`~containerkit.image.edit.Editor`, and so are their errors.
+    """
 
     def __init__(self, bench: Workbench, editor: Editor) -> None:
         self._bench = bench
         self.editor = editor
 
-    def __getattr__(self, name: str) -> Callable[..., Edit]:
-        method = getattr(self.editor, name)
+    def append(self, layer: str | os.PathLike[str] | Iterable[bytes], **options: Any) -> Edit:
+        """Put one more layer on top: a directory, a tar, or the pieces of one. Options as :meth:`.Editor.append`'s."""
+        self.editor.append(layer, **options)
+        return self
 
-        def call(*arguments: object, **options: object) -> Edit:
-            method(*arguments, **options)
-            return self
+    def configure(self, **fields: Any) -> Edit:
+        """Set fields of the config: ``cmd``, ``env``, ``labels``, ``user`` and so on; :meth:`.Editor.configure`."""
+        self.editor.configure(**fields)
+        return self
 
-        return call
+    def remove(self, **fields: Any) -> Edit:
+        """Take out variables, labels, ports or volumes by name; :meth:`.Editor.remove`."""
+        self.editor.remove(**fields)
+        return self
+
+    def annotate(self, annotations: Mapping[str, str | None]) -> Edit:
+        """Set annotations of the manifest; None takes one out."""
+        self.editor.annotate(annotations)
+        return self
+
+    def flatten(self, **options: Any) -> Edit:
+        """Make all layers one; :meth:`.Editor.flatten`."""
+        self.editor.flatten(**options)
+        return self
+
+    def squash(self, count: int, **options: Any) -> Edit:
+        """Make the last ``count`` layers one; :meth:`.Editor.squash`."""
+        self.editor.squash(count, **options)
+        return self
+
+    def repack(self, compression: str) -> Edit:
+        """Compress every layer anew: ``gzip``, ``zstd`` or ``none``."""
+        self.editor.repack(compression)
+        return self
 
     def rebase(self, old: Image | str, new: Image | str) -> Edit:
         """Put what the image has on top of the base ``old`` on top of ``new``, which are here both."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import tarfile
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import containerkit as ck
 from containerkit.errors import ImageNotFound, PathNotInImage
 from containerkit.image.images import Images
 from containerkit.image.limits import ImageLimits
+from containerkit.registry import serve
 from support import rootfs
 
 if TYPE_CHECKING:
@@ -85,6 +87,22 @@ def test_copies_between_the_store_a_registry_and_a_layout(host: ck.Host, registr
     assert host.images.get("copied:1").id == host.images.get("base:2").id
     host.images.tag("base:1", registry.name("pushed:1"))
     assert host.images.push(registry.name("pushed:1")) == host.images.get("base:1").digest
+
+
+def test_a_host_serves_its_images(host: ck.Host, tmp_path: Path) -> None:
+    with serve(images=host.images) as served:
+        for name in ("base:2", "library/base:2"):
+            target = f"oci:{tmp_path}/{name.replace('/', '-')}"
+            command = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false"]
+            command += [f"docker://{served.host}/{name}", target]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        with host_at(tmp_path / "other") as other:
+            assert other.images.pull(f"{served.host}/base:2").digest == host.images.get("base:2").digest
+            with pytest.raises(ck.errors.ManifestUnknown):
+                other.images.pull(f"{served.host}/base:missing")
+            with pytest.raises(ck.errors.RegistryRejected, match="read-only"):
+                other.images.copy(f"docker://{served.host}/base:2", f"docker://{served.host}/new:1")
 
 
 def test_edits(host: ck.Host) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from containerkit.image.digest import Digest
+    from containerkit.image.images import Images
     from containerkit.image.model import Descriptor
     from containerkit.registry.server.cache import Fetch, Upstream
     from containerkit.registry.server.certificate import Pem
@@ -239,6 +240,7 @@ class Registry:
 def serve(
     directory: str | os.PathLike[str] | None = None,
     *,
+    images: Images | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     users: Mapping[str, str] | None = None,
@@ -250,7 +252,8 @@ def serve(
 ) -> Registry:
     """Start a registry in this process, in threads of its own; port 0 takes any free one.
 
-    Its content lies in ``directory``, or in a temporary one that goes with it. ``users`` are passwords by user name
+    Its content lies in ``directory``, or in a temporary one that goes with it; with ``images`` (a host's) it is those,
+    read-only, and nothing is copied. ``users`` are passwords by user name
     (Basic authentication). With ``tls`` it makes itself an authority and a certificate, which stay with the directory.
     With ``upstream`` (a registry's host) it is a read-through cache of that one: what is asked for is fetched once,
     kept, and pushed to nobody; a tag is asked for again after ``tag_life`` seconds.
@@ -261,13 +264,22 @@ def serve(
     path = tempfile.mkdtemp(prefix="containerkit-registry-") if directory is None else os.fspath(directory)
     try:
         storage = Directory(path)
+        if images is not None:
+            from containerkit.registry.server.store import Store
+
+            storage = Store(images, path)
         cache = None
         if upstream:
             from containerkit.registry.server.cache import Upstream
 
             cache = Upstream(upstream, storage, tag_life)
         server = RegistryServer(
-            (host, port), storage, users=users, writable=not read_only, deletion=deletion, upstream=cache
+            (host, port),
+            storage,
+            users=users,
+            writable=not read_only and images is None,
+            deletion=deletion and images is None,
+            upstream=cache,
         )
         try:
             return Registry(server, path, temporary=temporary, secure=tls)
