@@ -262,7 +262,7 @@ class Behaviour:
         assert line(process) == b"ready\n"
         assert process.pid in handle.processes()
         assert main.pid not in handle.processes()
-        assert set(handle.processes()) < set(here.cgroup.processes())
+        eventually(lambda: set(handle.processes()) < set(here.cgroup.processes()))  # they come and go
         handle.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
         eventually(lambda: here.cgroup.processes() == (main.pid,))

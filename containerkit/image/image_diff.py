@@ -39,12 +39,12 @@ def diff_images(old: Side, new: Side) -> list[Change]:
     nodes = dict(before.walk()), dict(after.walk())
     changes: dict[bytes, str] = {}
     doubtful: list[bytes] = []
-    groups = _groups(nodes[0]), _groups(nodes[1])
+    regrouped = _regrouped(*nodes)
     for name, node in nodes[1].items():
         other = nodes[0].get(name)
         if other is None:
             changes[name] = ADDED
-        elif _attributes(node.inode) != _attributes(other.inode) or groups[0].get(name) != groups[1].get(name):
+        elif _attributes(node.inode) != _attributes(other.inode) or name in regrouped:
             changes[name] = CHANGED
         elif node.inode.kind == FILE and _place(new, node.inode) != _place(old, other.inode):
             doubtful.append(name)
@@ -78,6 +78,16 @@ def _groups(nodes: dict[bytes, Node]) -> dict[bytes, frozenset[bytes]]:
         if node.children is None and node.inode.names > 1:
             found.setdefault(node.inode, []).append(name)
     return {name: frozenset(names) for names in found.values() if len(names) > 1 for name in names}
+
+
+def _regrouped(before: dict[bytes, Node], after: dict[bytes, Node]) -> set[bytes]:
+    """The names that share a file with other names than before; those that only lost some are as they were."""
+    old, new = _groups(before), _groups(after)
+    found = {name for name, names in new.items() if not names <= old.get(name, frozenset())}
+    for names in set(old.values()):
+        left = [name for name in sorted(names) if name in after]
+        found.update(name for name in left if after[name].inode is not after[left[0]].inode)
+    return found
 
 
 def _stays(nodes: dict[bytes, Node], name: bytes) -> bool:

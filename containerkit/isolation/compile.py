@@ -137,14 +137,10 @@ def _prepare_root(root: Root) -> tuple[Operation, ...]:
     if root.clone:
         clone = ("clone_tree", root.lowers[0], f"{root.directory}/rootfs", root.clone)
         return (("make_directory", root.directory, 0o710), clone)
-    merged = ("make_directory", f"{root.directory}/merged", 0o755)
-    if root.in_memory:
-        return (("make_directory", root.directory, 0o710), merged)
+    names = ("merged",) if root.in_memory else ("upper", "work", "merged")
     return (
         ("make_directory", root.directory, 0o710),
-        ("make_upper", f"{root.directory}/upper", root.lowers[0]),
-        ("make_directory", f"{root.directory}/work", 0o755),
-        merged,
+        *(("make_directory", f"{root.directory}/{name}", 0o755) for name in names),
     )
 
 

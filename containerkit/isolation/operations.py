@@ -59,17 +59,6 @@ def write_file(path: str, content: str, mode: int) -> None:
         os.close(fd)
 
 
-def make_upper(path: str, like: str) -> None:
-    """An upper directory: it gives an overlay's root its attributes, so it takes after the root of the layer below."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    status = os.stat(like)
-    os.chown(path, status.st_uid, status.st_gid)
-    os.chmod(path, status.st_mode & 0o7777)
-
-
 def clone_tree(source: str, target: str, how: str) -> None:
     """A tree of a container's own, whole or not there; one that is there is kept."""
     if os.path.isdir(target):
@@ -386,7 +375,6 @@ def execute(context: Context, arguments: tuple[str, ...], environment: tuple[str
 
 PREPARE: dict[str, Callable[..., Any]] = {
     "make_directory": make_directory,
-    "make_upper": make_upper,
     "clone_tree": clone_tree,
     "write_file": write_file,
     "make_cgroup": make_cgroup,

@@ -19,7 +19,6 @@ Operation = tuple[object, ...]
 FORMS = {
     # before the process is born, in the keeper
     "make_directory": "make directory {0} with mode {1:o}",
-    "make_upper": "make directory {0} with mode and owner of {1}",
     "clone_tree": "make {1} from {0} by {2}, unless it is there",
     "write_file": "write {0}",
     "make_cgroup": "make cgroup {0}",

@@ -68,6 +68,7 @@ def test_processes_that_pull_remove_and_collect_never_lose_a_reachable_blob(
         for seed in range(PROCESSES)
     ]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * PROCESSES
+    crash.remove_containers(state)
     crash.expect_whole(state)
     pulled = Images(state, connect).pull(served[0][0])
     assert len(os.listdir(f"{pulled.lowers[-1]}/base")) == 20
@@ -89,6 +90,7 @@ def test_a_process_that_is_killed_leaves_a_whole_store(state: State, served: tup
         pid = crash.start(lambda seed=seed: crash.work(state.root, todo, seed, lambda: True))  # type: ignore[misc]
         time.sleep(chance.uniform(0, 0.6))
         assert crash.kill(pid) == 9, f"seed {seed} ended by itself"
+        crash.remove_containers(state)
         crash.expect_whole(state)
     images = Images(state, connect)
     assert [len(images.pull(name).lowers) for name in served[0]] == [3] * IMAGES

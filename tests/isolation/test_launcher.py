@@ -58,13 +58,20 @@ def execute(*words: str) -> Operation:
 # --- what it is
 
 
-def test_it_is_nobodys_child_and_leaves_the_callers_waitpid_alone() -> None:
+def test_it_is_nobodys_child_and_leaves_the_callers_waitpid_alone(state_root: str) -> None:
     launcher = spawner.get()
     with open(f"/proc/{launcher.pid}/stat") as file:
         parent = int(file.read().rpartition(")")[2].split()[1])
     assert parent != os.getpid()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    script = """
+try:
+    say(spawner.get().pid > 0, os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    say("no child")
+"""
+    with Owner(state_root, script) as owner:
+        assert owner.words() == ["no", "child"]
+        assert owner.ended() == 0
 
 
 def test_it_holds_no_descriptor_and_no_directory_of_the_caller(tmp_path: Path) -> None:

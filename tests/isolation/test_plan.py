@@ -22,7 +22,7 @@ TABLES = {"PREPARE": operations.PREPARE, "INSIDE": operations.INSIDE, "CLEANUP":
 CONTAINER = """\
 Prepare:
    1. make directory /state/containers/abc with mode 710
-   2. make directory /state/containers/abc/upper with mode and owner of /layers/2
+   2. make directory /state/containers/abc/upper with mode 755
    3. make directory /state/containers/abc/work with mode 755
    4. make directory /state/containers/abc/merged with mode 755
    5. write /state/containers/abc/hosts

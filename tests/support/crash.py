@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
+from containerkit.container.containers import Containers
 from containerkit.errors import ImageInUse, ImageNotFound
 from containerkit.image.gc import gc
 from containerkit.image.images import Images
@@ -24,13 +25,26 @@ if TYPE_CHECKING:
 
 
 def verbs(names: Sequence[str], layouts: Sequence[str]) -> dict[str, Verb]:
-    """What a process may do: names are of a registry, layouts are directories. More may be added (a commit)."""
+    """What a process may do: names are of a registry, layouts are directories."""
 
     def remove(images: Images, _: State, chance: random.Random) -> None:
         if there := images.list():
             images.remove(chance.choice(there))
 
+    def commit(images: Images, state: State, chance: random.Random) -> None:
+        """Of a container that was never started, with a writable layer made by hand."""
+        if not (there := images.list()):
+            return
+        container = Containers(state, images).create(chance.choice(there), ["none"], detach=True)
+        os.makedirs(f"{container.directory}/upper/made")
+        for number in range(20):
+            with open(f"{container.directory}/upper/made/{number}", "wb") as file:
+                file.write(chance.randbytes(20_000))
+        container.commit(f"committed:{chance.randrange(3)}")
+        container.remove(force=True)
+
     return {
+        "commit": commit,
         "pull": lambda images, _, chance: images.pull(chance.choice(names)),
         "load": lambda images, _, chance: images.load(chance.choice(layouts), tag=f"loaded:{chance.randrange(3)}"),
         "remove": remove,
@@ -50,6 +64,13 @@ def work(root: str, todo: Mapping[str, Verb], seed: int, more: Callable[[], bool
         except (ImageNotFound, ImageInUse):
             continue
     state.close()
+
+
+def remove_containers(state: State) -> None:
+    """Those that killed processes have left."""
+    containers = Containers(state, Images(state, connect))
+    for container in containers.list(all=True):
+        container.remove(force=True)
 
 
 def start(target: Callable[[], object]) -> int:
