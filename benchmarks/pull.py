@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import json
 import os
-import resource
 import shutil
 import socket
 import statistics
@@ -32,7 +31,7 @@ import peers  # noqa: E402 - found beside this file
 from unpack import choose_files  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LAYERS = 8
 OURS = """\
@@ -132,53 +131,38 @@ def timed(command: list[str]) -> float:
 class Ours:
     """``host.images.pull`` in a process of its own."""
 
-    def __init__(self, directory: str, image: str) -> None:
-        self.root = os.path.join(directory, "state")
-        self.image = image
+    def __init__(self) -> None:
         self.peak = 0
 
-    def pull(self) -> float:
+    def pull(self, directory: str, image: str) -> float:
         """One pull into an empty state root."""
         start = time.perf_counter()
-        command = [sys.executable, "-c", OURS, REPOSITORY, self.root, self.image]
+        command = [sys.executable, "-c", OURS, REPOSITORY, directory, image]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         self.peak = max(self.peak, int(done.stdout) * 1024)
         return time.perf_counter() - start
 
-    def forget(self) -> None:
-        """Remove the state root."""
-        shutil.rmtree(self.root)
+
+def with_tar(directory: str, layers: list[str]) -> float:
+    """``tar -xz`` of all layers into one directory."""
+    os.mkdir(directory)
+    return sum(timed(["tar", "-C", directory, "-xzf", layer]) for layer in layers)
 
 
-def contenders(stack: contextlib.ExitStack, directory: str, image: str, layers: list[str]) -> dict[str, Any]:
-    """By name: what is timed, and what makes it undone."""
-    ours = Ours(directory, image)
-    found: dict[str, Any] = {"containerkit": (ours.pull, ours.forget)}
-    target = os.path.join(directory, "tar")
-
-    def with_tar() -> float:
-        os.mkdir(target)
-        return sum(timed(["tar", "-C", target, "-xzf", layer]) for layer in layers)
-
-    found["tar -xz"] = (with_tar, lambda: shutil.rmtree(target))
-    runner = peers.Runner()
-    stack.callback(runner.close)
-    if shutil.which("podman"):
-        stores = ["--root", f"{directory}/podman/root", "--runroot", f"{directory}/podman/run"]
-        podman = ["podman", *stores, "--events-backend", "none"]
-        stack.callback(runner.time, ["umount", f"{directory}/podman/root/overlay"], check=False)
-        found["podman pull"] = _pull(
-            runner, [*podman, "pull", "-q", "--tls-verify=false", image], [*podman, "rmi", image]
-        )
-    if shutil.which("dockerd"):
-        os.makedirs(f"{directory}/docker")
-        docker = ["docker", "-H", stack.enter_context(peers.daemon(f"{directory}/docker"))]
-        found["docker pull"] = _pull(runner, [*docker, "pull", "-q", image], [*docker, "rmi", image])
-    return found
+def with_podman(runner: peers.Runner, directory: str, image: str) -> float:
+    """``podman pull`` into a store of its own."""
+    stores = ["--root", f"{directory}/root", "--runroot", f"{directory}/run", "--events-backend", "none"]
+    try:
+        return runner.time(["podman", *stores, "pull", "-q", "--tls-verify=false", image]) / 1000
+    finally:
+        runner.time(["umount", f"{directory}/root/overlay"], check=False)
 
 
-def _pull(runner: peers.Runner, pull: list[str], remove: list[str]) -> Any:
-    return (lambda: runner.time(pull) / 1000), (lambda: runner.time(remove))
+def with_docker(runner: peers.Runner, directory: str, image: str) -> float:
+    """``docker pull`` by a daemon of its own, which is up already."""
+    os.makedirs(directory)
+    with peers.daemon(directory) as address:
+        return runner.time(["docker", "-H", address, "pull", "-q", image]) / 1000
 
 
 def main() -> None:
@@ -195,25 +179,34 @@ def main() -> None:
         image = f"{host}/bench:1"
         copy = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false"]
         subprocess.run([*copy, f"oci:{directory}/layout:bench", f"docker://{image}"], check=True)
-        found = contenders(stack, directory, image, layers)
-        times: dict[str, list[float]] = {name: [] for name in found}
-        for _ in range(options.rounds):
-            for name, (pull, forget) in found.items():
+        runner = peers.Runner()
+        stack.callback(runner.close)
+        ours = Ours()
+        contenders: dict[str, Callable[[str], float]] = {
+            "containerkit": lambda place: ours.pull(place, image),
+            "tar -xz": lambda place: with_tar(place, layers),
+        }
+        if shutil.which("podman"):
+            contenders["podman pull"] = lambda place: with_podman(runner, place, image)
+        if shutil.which("dockerd"):
+            contenders["docker pull"] = lambda place: with_docker(runner, place, image)
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(options.rounds):
+            for name, pull in contenders.items():
                 os.sync()
-                times[name].append(pull())
-                forget()
+                times[name].append(pull(os.path.join(directory, f"{name.replace(' ', '-')}-{number}")))
         report(times)
-        peak = found["containerkit"][0].__self__.peak
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        print(f"\npeak memory of containerkit's process: {peak / 1e6:.0f} MB (largest of all: {children / 1e3:.0f} MB)")
+        print(f"\npeak memory of containerkit's process: {ours.peak / 1e6:.0f} MB")
 
 
 def report(times: dict[str, list[float]]) -> None:
     """A table of medians, and how many times ours each takes."""
     ours = statistics.median(times["containerkit"])
-    print(f"\n{'':14} {'median s':>9} {'min s':>7} {'ratio':>7}")
+    print(f"\n{'':14} {'median s':>9} {'min s':>7} {'ratio':>7}   all")
     for name, values in times.items():
-        print(f"{name:14} {statistics.median(values):9.2f} {min(values):7.2f} {statistics.median(values) / ours:7.2f}")
+        middle = statistics.median(values)
+        every = " ".join(f"{value:.1f}" for value in values)
+        print(f"{name:14} {middle:9.2f} {min(values):7.2f} {middle / ours:7.2f}   {every}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ class Host:
     Without ``root``: ``$CONTAINERKIT_ROOT``, else /var/lib/containerkit, or below ``$XDG_DATA_HOME`` without root.
     ``driver`` keeps layers on the disk (``overlay``, ``btrfs``, ``fuse-overlayfs``, ``copy``): by default the one that
     the root has already, else the first that works there. ``registries`` says how registries are reached, ``limits``
-    how much an image may ask for.
+    how much an image may ask for. ``durable`` has every image on the disk before it is there, at the cost of waiting
+    for all that the file system has to write; without it, as with other engines, a power failure within seconds of a
+    pull may leave files of it empty.
 
     Raises :class:`StateError` where the root cannot be used, :class:`Unsupported` for a driver that it cannot hold.
     """
@@ -43,6 +45,7 @@ class Host:
         driver: str = "",
         registries: Registries | None = None,
         limits: ImageLimits | None = None,
+        durable: bool = False,
     ) -> None:
         self.state = State(root)
         if driver:
@@ -52,6 +55,7 @@ class Host:
         self.registries = registries or Registries()
         self.images = Images(self.state, self.registries.connect)
         self.images.limits = limits
+        self.images.durable = durable
         self.containers = Containers(self.state, self.images)
 
     def __repr__(self) -> str:

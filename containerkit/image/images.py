@@ -119,6 +119,8 @@ class Images(Workbench):
         self._connect = connect
         #: How much an image may ask for; None means the standard limits.
         self.limits: ImageLimits | None = None
+        #: Whether unpacked layers are synced to the disk before an image is there.
+        self.durable = False
 
     @property
     def root(self) -> str:
@@ -290,7 +292,9 @@ class Images(Workbench):
         wanted = parse(platform) if isinstance(platform, str) else platform
         limits = self.limits or STANDARD
         root = self._state.root
-        installer = Installer(root, source, label, platform=wanted, limits=limits, progress=progress)
+        installer = Installer(
+            root, source, label, platform=wanted, limits=limits, progress=progress, durable=self.durable
+        )
         installed = installer.install(descriptor, body)
         return self.register(installed, names)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from containerkit.image.progress import Watcher
     from containerkit.image.transfer import BlobSource
 
-LAYERS_AT_ONCE = 3
+LAYERS_AT_ONCE = 4
 
 
 class Installed(NamedTuple):
@@ -51,7 +51,7 @@ class Installer:
     """Installs one image of a source below ``root``, whose lock the caller holds (:func:`.locks.shared`).
 
     ``platform`` says which image of an index is wanted, by default the one that fits this machine best; ``progress``
-    is told how the layers come.
+    is told how the layers come. With ``durable`` all is on the disk before the image gets its row.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Installer:
         platform: Platform | None = None,
         limits: ImageLimits = STANDARD,
         progress: Watcher | None = None,
+        durable: bool = False,
     ) -> None:
         self._source = source
         self._name = name
         self._platform = platform
         self._limits = limits
         self._watcher = progress
+        self._durable = durable
         self._reads = 0
         self._blobs = BlobStore(root)
         self._cancelled = threading.Event()
@@ -89,7 +91,7 @@ class Installer:
         run = RunConfig.from_config(config)
         self._installer.progress = Meterer(self._watcher, manifest.layers)
         self._install_layers(layers)
-        if self._installer.unpacked:
+        if self._durable and self._installer.unpacked:
             syncfs(self._installer.directory)  # once an image: what gets a row is whole, also after a power failure
         self._blobs.put_bytes(config.raw)
         self._blobs.put_bytes(manifest.raw)
