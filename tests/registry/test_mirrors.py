@@ -264,7 +264,7 @@ def test_a_broken_mirror_is_asked_once(
     mirror.on("GET", PATH, fault)
     faulty.on("GET", PATH, GOOD)
     assert through()[1] == BODY
-    assert len(mirror.seen) == 1
+    assert len(mirror.requests("GET")) == 1  # a greeting in TLS, after a cut, may look like another
     assert through()[1] == BODY
     assert len(mirror.seen) == (2 if again else 1)
 
