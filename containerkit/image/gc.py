@@ -178,7 +178,9 @@ class _Collection:
     def sweep(self, evicted: Sequence[str]) -> dict[Content, str]:
         """Move what is not needed out of sight: the paths that it has now."""
         with self._state.transaction():
-            images = [image for image in self._inventory.images() if image.id not in evicted]
+            # What was evicted has no row any more, and one that has come back meanwhile is an image like any other.
+            gone = evicted if self._dry_run else ()
+            images = [image for image in self._inventory.images() if image.id not in gone]
             needed = self._inventory.leased().union(*(image.content for image in images))
             blobs = all(image.known for image in images)  # else some may belong to the one whose manifest is damaged
             moved: dict[Content, str] = {}

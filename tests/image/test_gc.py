@@ -332,3 +332,24 @@ def test_collections_side_by_side(state: State) -> None:
         thread.join()
     assert sum(found) == 100
     assert files(state) == set()
+
+
+def test_an_image_that_comes_back_after_its_eviction_keeps_its_content(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process loads it again between the two transactions of a collection."""
+    from containerkit.image import gc as module
+
+    images = images_of(state, MadeImage([make_tar([member("file", b"content")])]))
+    image = images.pull("example.org/app:1")
+    sweep = module._Collection.sweep
+
+    def late(self: object, evicted: list[str]) -> object:
+        assert list(evicted) == [image.id]
+        images.pull("example.org/app:1")
+        return sweep(self, evicted)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module._Collection, "sweep", late)
+    gc(state, max_bytes=0)
+    assert [each.id for each in images.list()] == [image.id]
+    assert verify(state) == []
