@@ -38,7 +38,8 @@ def fill(host: ck.Host, count: int) -> None:
             database.execute(
                 "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, json.dumps([digest] * 8), 1, number)
             )
-            database.execute("INSERT INTO names VALUES (?, ?)", (f"docker.io/library/image{number}:1", digest))
+            name = f"docker.io/library/image{number}:1"
+            database.execute("INSERT INTO names VALUES (?, ?, ?, ?, ?)", (name, digest, digest, row[2], 1))
 
 
 def milliseconds(action: Callable[[], object]) -> float:

@@ -27,6 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from containerkit.image.compression import decompressed
 from containerkit.image.extract import Extractor
+from containerkit.image.filewriters import writers
 from containerkit.image.layer import TarReader
 from containerkit.image.stream import PIECE, ReadAhead
 from containerkit.linux.paths import private_umask
@@ -69,14 +70,20 @@ def make_tar(directory: str, megabytes: int) -> str:
 def ours(path: str, target: str, *, hashed: bool) -> None:
     def work() -> None:
         private_umask()
-        with open(path, "rb", buffering=0) as file, Extractor(target) as extractor:
+        with (
+            open(path, "rb", buffering=0) as file,
+            writers(os.stat(path).st_size) as helpers,
+            Extractor(target) as extractor,
+        ):
+            if helpers is not None:
+                extractor.hand_files_to(helpers)
             read = decompressed(lambda: file.read(PIECE))
             if hashed:
                 with ReadAhead(read, hashlib.sha256()) as ahead:
                     extractor.unpack(TarReader(ahead.piece))
             else:
                 extractor.unpack(TarReader(read))
-            extractor.finish(None)
+            extractor.finish(())
 
     thread = threading.Thread(target=work)
     thread.start()

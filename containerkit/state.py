@@ -31,7 +31,7 @@ from containerkit.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VERSION = 2
+VERSION = 3
 _PRIVATE = 0o700
 _DRIVER_LENGTH = 64
 
@@ -73,6 +73,20 @@ CREATE TABLE leases (                 -- what a lease with a name keeps from bei
     digest   TEXT NOT NULL,           -- of the blob, or the layer's chain id
     PRIMARY KEY (name, kind, digest)
 ) STRICT;
+""",
+    3: """
+CREATE TABLE names_3 (                -- a name has a manifest, several of which may have one config
+    name       TEXT PRIMARY KEY,      -- canonical reference, domain/path:tag or domain/path@digest
+    image      TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE,
+    manifest   TEXT NOT NULL,         -- images has the one that came last
+    media_type TEXT NOT NULL,
+    size       INTEGER NOT NULL       -- compressed bytes of config and layers
+) STRICT;
+INSERT INTO names_3 SELECT name, image, manifest, media_type, size
+    FROM names JOIN images ON id = image ORDER BY names.rowid;
+DROP TABLE names;
+ALTER TABLE names_3 RENAME TO names;
+CREATE INDEX names_image ON names(image);
 """,
 }
 

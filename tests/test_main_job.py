@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support import facts
-from support.registry import skopeo, umoci
+from support.peers import umoci
+from support.registry import skopeo
 
 if TYPE_CHECKING:
     import containerkit as ck

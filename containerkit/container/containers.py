@@ -21,6 +21,7 @@ from containerkit.errors import (
     Unsupported,
 )
 from containerkit.image.host_image import WRITABLE_BYTES
+from containerkit.image.image import Image
 from containerkit.image.leases import touch_in
 from containerkit.isolation import spawner
 from containerkit.isolation.process import PIPE, Completed, Process
@@ -73,6 +74,8 @@ class Containers:
         source = self.images.get(image) if isinstance(image, str) else image
         if not hasattr(source, "run"):
             raise InvalidOption(f"image: {image!r} is neither an image nor the name of one")
+        if isinstance(source, Image) and not source.unpacked:
+            self.images.unpack(source)
         try:
             record = make_record(source, self.state.root, command, **options)
         except TypeError as error:

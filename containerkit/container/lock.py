@@ -7,6 +7,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from containerkit.linux.locks import locked, same_file
 from containerkit.linux.tree import make_directory
 
 if TYPE_CHECKING:
@@ -42,23 +43,7 @@ def _held(directory: str, operation: int) -> Iterator[int]:
         yield -1
         return
     try:
-        yield fd if _lock(fd, operation) and _same(fd, directory) else -1
+        yield fd if locked(fd, operation) and same_file(fd, directory) else -1
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)  # a child that another thread forked meanwhile holds it, too
         os.close(fd)
-
-
-def _lock(fd: int, operation: int) -> bool:
-    try:
-        fcntl.flock(fd, operation)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _same(fd: int, path: str) -> bool:
-    """Whether the directory is still the one that was opened: it may have been removed while this process waited."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False

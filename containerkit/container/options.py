@@ -15,7 +15,7 @@ from containerkit.isolation import defaults
 from containerkit.isolation.limits import parse_limits
 from containerkit.isolation.process import signal_number
 from containerkit.linux import capabilities, process
-from containerkit.state import WHOLE, driver_of
+from containerkit.state import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,20 +57,18 @@ def make_record(
 
     ``limits`` are those of :func:`~containerkit.isolation.limits.parse_limits`: ``memory``, ``cpus``, ``pids_limit``
     and their like. ``env`` is a mapping or ``KEY=value`` strings. ``entrypoint`` replaces the image's and drops its
-    command. Raises :class:`InvalidOption` that names the option, :class:`Unsupported` for a network that is not there
-    yet.
+    command. Raises :class:`InvalidOption` that names the option, :class:`Unsupported` for a network yet to come.
     """
     config = image.run
+    first, rest = _args(config, command, entrypoint)
     identity = os.urandom(32).hex()
-    pid = os.getpid()
-    clone = "" if isinstance(image, HostImage) else _clone(state_root)
     return Record(
         id=identity,
         name=_name(name, identity),
         image=image.id,
         image_name=image.names[0] if image.names else image.id,
         created_ns=time.time_ns(),
-        args=_args(config, command, entrypoint),
+        args=(*first, *rest),
         env=merge_env(defaults.ENV, config.env, environment(env)),
         cwd=working_directory(workdir or config.workdir or "/"),
         user=str(user) if user is not None else config.user,
@@ -82,19 +80,19 @@ def make_record(
         capabilities=_capabilities(cap_add, cap_drop),
         stop_signal=_stop_signal(stop_signal if stop_signal is not None else config.stop_signal),
         labels={**config.labels, **_labels(labels)},
-        owner=() if detach else (pid, process.start_time(pid)),
+        owner=() if detach else (os.getpid(), process.start_time(os.getpid())),
         read_only=_flag("read_only", read_only),
         no_new_privileges=_flag("no_new_privileges", no_new_privileges),
         seccomp=_flag("seccomp", seccomp),
         hidden=outermost(map(os.path.realpath, (*image.hidden, state_root))) if isinstance(image, HostImage) else (),
         in_memory=image.in_memory if isinstance(image, HostImage) else 0,
-        clone=clone,
+        clone=_clone(image.driver, state_root),
+        entrypoint=len(first),
     )
 
 
-def _clone(state_root: str) -> str:
-    """How a container of this state root gets a tree of its own; empty for overlay, which needs none."""
-    driver = driver_of(state_root)
+def _clone(driver: str, state_root: str) -> str:
+    """How a container of an image gets a tree of its own; empty for overlay, which needs none."""
     if driver in WHOLE:
         return driver
     if driver not in {"overlay", ""}:
@@ -163,17 +161,16 @@ def merge_env(*parts: Iterable[str]) -> tuple[str, ...]:
 
 def _args(
     config: RunConfig, command: str | Sequence[str] | None, entrypoint: str | Sequence[str] | None
-) -> tuple[str, ...]:
-    """Docker's rule: a new entrypoint drops the image's command; a command replaces only the command."""
-    given = words(command)
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Entrypoint and command. Docker's rule: a new entrypoint drops the image's command, a command only that."""
+    first, rest = config.entrypoint, words(command)
     if entrypoint is not None:
         first = words((entrypoint,) if isinstance(entrypoint, str) and entrypoint else entrypoint or (), "entrypoint")
-        args = (*first, *given)
     else:
-        args = (*config.entrypoint, *(given or config.command))
-    if not args or not args[0]:
+        rest = rest or config.command
+    if not any((*first, *rest)[:1]):
         raise InvalidOption("command: none given, and the image has neither entrypoint nor command")
-    return args
+    return first, rest
 
 
 def _name(name: str | None, identity: str) -> str:

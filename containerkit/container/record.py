@@ -15,6 +15,7 @@ class Record(NamedTuple):
 
     ``owner`` is (pid, start time) of the process that it ends with, or empty for a detached container. ``clone`` is how
     it gets a tree of its own (:class:`~containerkit.isolation.spec.Root`), empty where its changes lie on the layers.
+    The first ``entrypoint`` words of ``args`` are the entrypoint, the others the command.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Record(NamedTuple):
     hidden: tuple[str, ...] = ()
     in_memory: int = 0
     clone: str = ""
+    entrypoint: int = 0
 
     @property
     def detached(self) -> bool:

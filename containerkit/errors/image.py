@@ -63,11 +63,17 @@ class ImageInUse(ImageError):
 
 
 class PlatformMismatch(ImageError):
-    """No image for the wanted platform."""
+    """No image for the wanted platform; ``available`` are the platforms that there are, as ``linux/arm64/v8``."""
+
+    def __init__(self, message: str, *, available: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.available = available
 
 
 class ContentMismatch(ImageError, ValueError):
-    """Content that differs from its descriptor."""
+    """Content that differs from its descriptor; ``layer`` is the digest of the layer that it is of, where known."""
+
+    layer: str = ""
 
 
 class DigestMismatch(ContentMismatch):
@@ -130,7 +136,7 @@ class DocumentTooLarge(LimitExceeded, SizeMismatch):
 
 
 class ImageTooLarge(LimitExceeded):
-    """Too many bytes in all layers together, too many layers, or too many indexes within indexes."""
+    """Too many bytes in all layers together, too many layers or members of an archive, or indexes within indexes."""
 
 
 class LayerTooLarge(LimitExceeded, LayerError):

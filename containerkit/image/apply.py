@@ -11,15 +11,15 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from containerkit.errors import UnsafeEntry
-from containerkit.image import layer
 from containerkit.image.attributes import read_attributes, set_xattrs
-from containerkit.image.extract import OPEN_DIRECTORY, STRICT, WHITEOUT, WHITEOUT_META, WHITEOUT_OPAQUE, Extractor, join
+from containerkit.image.extract import OPEN_DIRECTORY, STRICT, Extractor
+from containerkit.image.members import is_below, join
 from containerkit.image.merged import MergedView
 from containerkit.linux.paths import openat2
 
 if TYPE_CHECKING:
     from containerkit.image.attributes import Attributes
+    from containerkit.image.filewriters import FileWriters
     from containerkit.image.layer import Entry
 
 _POSIX_ACL = "system.posix_acl"
@@ -37,30 +37,19 @@ class Applier(Extractor):
         below = None if new else read_attributes(root, os.lstat(root))
         super().__init__(path)
         self._owner = (os.geteuid(), os.getegid())
-        self._made: set[bytes] = set()  # what this layer has made, or has made something below
+        self._made = {b""}  # what this layer has made, or has made something below
         self._entered: set[bytes] = set()  # directories that are plain now
         if below is not None:
             self._directories[b""] = below
         self._plain(self._root, b"")
 
-    def _file(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        super()._file(entry, base, dir_fd, real)
-        self._made.add(join(real, base))
+    def hand_files_to(self, writers: FileWriters) -> None:
+        """Nothing is handed over: every file may take the place of one of a lower layer, of whatever kind."""
 
-    def _symlink(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        super()._symlink(entry, base, dir_fd, real)
-        self._made.add(join(real, base))
-
-    def _node(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        if entry.kind == layer.CHARACTER and entry.device == 0:  # for overlay, a mark: the same here
-            self._delete(base, dir_fd, real)
-            return
-        super()._node(entry, base, dir_fd, real)
-        self._made.add(join(real, base))
-
-    def _link(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        super()._link(entry, base, dir_fd, real)
-        self._made.add(join(real, base))
+    def _own(self, path: bytes) -> None:
+        while path not in self._made:
+            self._made.add(path)
+            path = path.rpartition(b"/")[0]
 
     def _make_directory(self, base: bytes, dir_fd: int, real: bytes) -> None:
         path = join(real, base)
@@ -73,15 +62,11 @@ class Applier(Extractor):
             else:
                 self._clear(base, dir_fd, real)
                 os.mkdir(base, 0o700, dir_fd=dir_fd)
-        self._made.add(path)
 
     def _enter(self, head: bytes) -> tuple[int, bytes]:
-        real = super()._enter(head)[1]
-        while real not in self._entered:  # and with it all its parents
-            self._enter_directory(real)
-            self._made.add(real)
-            real = real.rpartition(b"/")[0]
-        return self._parents[head]
+        fd, real = super()._enter(head)
+        self._enter_directory(real)
+        return fd, real
 
     def _enter_directory(self, path: bytes) -> None:
         """Before anything changes in a directory: note what it has, and let it hand nothing on to new files."""
@@ -108,37 +93,38 @@ class Applier(Extractor):
     def _view(self) -> MergedView:
         return MergedView([self._path])
 
-    def _whiteout(self, base: bytes, dir_fd: int, real: bytes) -> None:
-        if base == WHITEOUT_OPAQUE:
-            self._prune(dir_fd, real)
-            return
-        name = base[len(WHITEOUT) :]
-        if base.startswith(WHITEOUT_META):
-            return
-        if name in {b"", b".", b".."}:
-            shown = os.fsdecode(join(real, base))
-            raise UnsafeEntry(f"{shown!r} would delete a directory from inside", entry=shown)
-        self._delete(name, dir_fd, real)
-
-    def _delete(self, name: bytes, dir_fd: int, real: bytes) -> None:
-        """Delete what lower layers have there, and nothing else."""
-        path = join(real, name)
+    def _hide(self, name: bytes, dir_fd: int, real: bytes) -> None:
         try:
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return
+        path = join(real, name)
         if path not in self._made:
             self._clear(name, dir_fd, real)
         elif stat.S_ISDIR(status.st_mode):
-            fd = openat2(self._root, path, OPEN_DIRECTORY, resolve=STRICT)
+            self._prune(path)
+
+    def _hide_below(self, path: bytes, name: bytes, dir_fd: int) -> None:  # noqa: ARG002 - overlay's mark needs them
+        self._prune(path)
+
+    def _hide_all(self) -> None:
+        self._prune(b"")
+
+    def _prune(self, directory: bytes) -> None:
+        """Delete what lower layers have below a directory, and nothing else."""
+        waiting = [directory]
+        while waiting:
+            path = waiting.pop()
+            fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
-                self._prune(fd, path)
+                for name in map(os.fsencode, os.listdir(fd)):
+                    inner = join(path, name)
+                    if inner not in self._made:
+                        self._clear(name, fd, path)
+                    elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                        waiting.append(inner)
             finally:
                 os.close(fd)
-
-    def _prune(self, dir_fd: int, real: bytes) -> None:
-        for name in os.listdir(b"/proc/self/fd/%d" % dir_fd):
-            self._delete(name, dir_fd, real)
 
     def _clear(self, base: bytes, dir_fd: int, real: bytes) -> None:
         gone = join(real, base)
@@ -146,8 +132,8 @@ class Applier(Extractor):
         super()._clear(base, dir_fd, real)
         self._made.discard(gone)
         if is_directory:
-            self._made = _without(self._made, gone)
-            self._entered = _without(self._entered, gone)
+            for paths in (self._made, self._entered):
+                paths.difference_update([path for path in paths if path == gone or is_below(path, gone)])
 
     def _dress_directory(self, fd: int, attributes: Entry | Attributes) -> None:
         """A directory of a lower layer takes all that this one says of it, and keeps nothing else."""
@@ -159,9 +145,3 @@ class Applier(Extractor):
         os.fchmod(fd, attributes.mode)
         set_xattrs(fd, attributes.xattrs)
         os.utime(fd, ns=(attributes.atime, attributes.mtime))
-
-
-def _without(paths: set[bytes], gone: bytes) -> set[bytes]:
-    """The paths that are not ``gone`` and not below it."""
-    below = gone + b"/"
-    return {path for path in paths if path != gone and not path.startswith(below)}

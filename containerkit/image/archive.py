@@ -1,15 +1,16 @@
 """Images in files: OCI layouts (a directory or a tar) and docker archives (``docker save``), as sources of blobs.
 
+Layers that are packed with bzip2 or xz are seen as gzip (:mod:`.recompress`).
+
 Sources: the OCI image layout specification 1.1 and Docker's "image specification v1.2", ``manifest.json``.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import (
@@ -24,17 +25,20 @@ from containerkit.image import platform
 from containerkit.image.codec import LARGEST_DOCUMENT
 from containerkit.image.compression import LONGEST_MAGIC, compression_of, decompressed
 from containerkit.image.docker_archive import Contents, read_docker_archive, read_file
-from containerkit.image.extract import write_all
 from containerkit.image.files import DirectoryFiles, TarFiles
 from containerkit.image.layout import Stored, canonical, layout_images
+from containerkit.image.limits import STANDARD
+from containerkit.image.recompress import with_named_layers
 from containerkit.image.reference import Reference
 from containerkit.image.stream import PIECE, read_verified
+from containerkit.linux.paths import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
     from containerkit.image.files import Files
+    from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor
 
 
@@ -48,13 +52,19 @@ class Archive:
 
     def images(self) -> tuple[Stored, ...]:
         """Every image, in the archive's order. A descriptor may be of an index, with an image for each platform."""
-        return tuple(self._contents.images)
+        return tuple(map(self._readable, self._contents.images))
 
     def choose(self, tag: str | None) -> Stored:
         """The image that ``tag`` means, or the only one; of several that differ by platform alone, this machine's.
 
         Raises :class:`AmbiguousImage`, :class:`ImageNotFound`, :class:`InvalidArchive` where there is none at all.
         """
+        chosen = self._choose(tag)
+        if tag is not None and not chosen.names and (name := canonical(tag)):  # what it is called inside is no name
+            chosen = chosen._replace(names=(name,))
+        return self._readable(chosen)
+
+    def _choose(self, tag: str | None) -> Stored:
         images = self._contents.images
         if not images:
             raise InvalidArchive(f"{self._path} has no image")
@@ -82,35 +92,55 @@ class Archive:
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """A blob. Raises :class:`BlobNotFound`."""
         digest = descriptor.digest
-        if digest in self._contents.made:
-            return io.BytesIO(self._contents.made[digest])
+        with suppress(BlobNotFound):
+            return self._contents.made.open(descriptor)
         try:
             return self._files.open(self._contents.blobs.get(digest) or f"blobs/{digest.algorithm}/{digest.hex}")
         except FileNotFoundError as error:
             raise BlobNotFound(f"{self._path} lacks the blob {digest}") from error
 
+    def close(self) -> None:
+        """Let go of what was packed anew."""
+        self._contents.made.close()
+
+    def _readable(self, stored: Stored) -> Stored:
+        """An image whose layers any engine can read."""
+        return stored._replace(descriptor=with_named_layers(self, stored.descriptor, self._contents.made))
+
 
 @contextmanager
-def open_archive(path: str | BinaryIO, scratch: str | None = None) -> Iterator[Archive]:
+def open_archive(path: str | BinaryIO, scratch: str | None = None, limits: ImageLimits = STANDARD) -> Iterator[Archive]:
     """The archive at ``path``, or in a binary file object, which is read from where it stands.
 
     A compressed one (gzip, zstd, bzip2, xz) and one that cannot be read twice, as a pipe, first goes into an unnamed
     place in the directory ``scratch`` (by default the system's for temporary files).
-    Raises :class:`InvalidArchive` and ``FileNotFoundError``.
+    Raises :class:`InvalidArchive`, ``FileNotFoundError``, :class:`ImageTooLarge` for a tar of more members than
+    ``limits`` allow, and :class:`LayerError` for layers that cannot be packed anew.
     """
+    with _opened(path, scratch, limits) as (shown, files):
+        archive = read_archive(shown, files, scratch)
+        try:
+            yield archive
+        finally:
+            archive.close()
+
+
+@contextmanager
+def _opened(path: str | BinaryIO, scratch: str | None, limits: ImageLimits) -> Iterator[tuple[str, Files]]:
+    """What to call it, and its files."""
     if isinstance(path, str) and os.path.isdir(path):
-        yield read_archive(path, DirectoryFiles(path))
+        yield path, DirectoryFiles(path)
         return
     with open(path, "rb", buffering=0) if isinstance(path, str) else _Borrowed(path) as file:
         shown = path if isinstance(path, str) else str(getattr(path, "name", "the stream"))
         head = _head(file)
         direct = _reopenable(file, len(head)) if not compression_of(head) else ""
         if direct:
-            yield read_archive(shown, TarFiles(direct, shown))
+            yield shown, TarFiles(direct, shown, limits)
             return
         with tempfile.NamedTemporaryFile(prefix="archive-", dir=scratch) as plain:
             _spool(head, file, plain.fileno(), shown)
-            yield read_archive(shown, TarFiles(plain.name, shown))
+            yield shown, TarFiles(plain.name, shown, limits)
 
 
 class _Borrowed:
@@ -126,15 +156,15 @@ class _Borrowed:
         pass
 
 
-def read_archive(path: str, files: Files) -> Archive:
+def read_archive(path: str, files: Files, scratch: str | None = None) -> Archive:
     """What is in ``files``. An OCI layout that is a docker archive as well, as Docker's are, is read as a layout."""
     try:
         if (index := read_file(files, "index.json")) is not None and read_file(files, "oci-layout") is not None:
-            contents = Contents()
+            contents = Contents(scratch)
             contents.images = layout_images(index)
             return Archive(path, contents, files)
         if (manifest := read_file(files, "manifest.json")) is not None:
-            return Archive(path, read_docker_archive(manifest, files), files)
+            return Archive(path, read_docker_archive(manifest, files, scratch), files)
     except (InvalidImage, FileNotFoundError) as error:
         raise InvalidArchive(f"{path}: {error}") from error
     raise InvalidArchive(f"{path} is neither an OCI layout nor a docker archive")

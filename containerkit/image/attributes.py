@@ -8,9 +8,8 @@ import stat
 from typing import NamedTuple
 
 from containerkit.linux.clone import copy_content
-from containerkit.linux.paths import fd_path
+from containerkit.linux.paths import CREATE, fd_path
 
-CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import BlobNotFound, ContentMismatch, InvalidDigest
 from containerkit.image.digest import Digest
-from containerkit.image.ingest import Ingest, Resumed
+from containerkit.image.ingest import Ingest, Resumed, another_place
 from containerkit.image.leases import BLOB, hold
 from containerkit.image.stream import PIECE, Verified, wrong_digest
 
@@ -33,6 +33,8 @@ class BlobStore:
 
     def __init__(self, root: str) -> None:
         self._root = root
+        #: Layers that were packed here: whatever comes out of them went in, so no limit on that is asked.
+        self.packed: set[Digest] = set()
 
     def path(self, digest: Digest) -> str:
         """Where the blob is, or would be."""
@@ -75,9 +77,9 @@ class BlobStore:
             Verified(stream, descriptor, ingest.write).drain()
             ingest.commit(descriptor.digest)
 
-    def put_bytes(self, content: bytes) -> Digest:
-        """Keep ``content``, and give its digest."""
-        digest = Digest.of(content)
+    def put_bytes(self, content: bytes, digest: Digest | None = None) -> Digest:
+        """Keep ``content``, and give its digest; or under ``digest``, which the caller has verified."""
+        digest = digest or Digest.of(content)
         hold(self._root, BLOB, digest)
         if _size(self.path(digest)) == len(content):
             return digest
@@ -87,33 +89,28 @@ class BlobStore:
         return digest
 
     def fetch(self, descriptor: Descriptor, source: BlobSource) -> None:
-        """Bring a blob in from ``source``, going on where an earlier attempt has ended.
+        """Bring a blob in from ``source``.
 
-        A source with a method ``open_at(descriptor, offset)`` is asked only for the rest. Raises what ``source``
-        raises, :class:`SizeMismatch` and :class:`DigestMismatch`.
+        A source with a method ``open_at(descriptor, offset)`` is asked only for what an earlier attempt has not left
+        here. Raises what ``source`` raises, :class:`SizeMismatch` and :class:`DigestMismatch`.
         """
         if self.has(descriptor):
             return
-        with self.ingest(descriptor) as ingest:
-            try:
-                with Resumed(ingest, source, descriptor) as stream:
-                    Verified(stream, descriptor).drain()
-            except ContentMismatch:
-                if not ingest.offset:
-                    raise
-                ingest.restart()  # what was left behind was damaged
-                with Resumed(ingest, source, descriptor) as stream:
-                    Verified(stream, descriptor).drain()
+        with self.ingest(descriptor, source) as ingest:
+            while True:
+                try:
+                    with Resumed(ingest, source, descriptor) as stream:
+                        Verified(stream, descriptor).drain()
+                    break
+                except ContentMismatch:  # what was left behind was damaged, or a mirror lies
+                    if not ingest.offset and not another_place(source, descriptor):
+                        raise
+                    ingest.restart()
             ingest.commit(descriptor.digest)
 
-    def ingest(self, descriptor: Descriptor | None = None) -> Ingest:
-        """A blob that is still being written; one that may go on from an earlier attempt, where it is known which."""
-        return Ingest(self._root, descriptor)
-
-    def remove(self, digest: Digest) -> None:
-        """Remove the blob, if it is there."""
-        with suppress(FileNotFoundError):
-            os.unlink(self.path(digest))
+    def ingest(self, descriptor: Descriptor | None = None, source: BlobSource | None = None) -> Ingest:
+        """A blob that is still being written; where it is known which, and whence, it may go on where it ended."""
+        return Ingest(self._root, descriptor, source)
 
     def digests(self) -> Iterator[Digest]:
         """Every blob; files with other names are none."""

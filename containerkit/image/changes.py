@@ -10,18 +10,18 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.image.merged import MergedView, is_opaque, is_whiteout
+from containerkit.image.merged import MergedView, level, names_in
 from containerkit.image.stream import PIECE
-from containerkit.image.walk import Walk, xattrs_of
-from containerkit.linux.paths import fd_path
+from containerkit.image.walk import GONE, Walk, xattrs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from containerkit.image.merged import Found
     from containerkit.image.walk import Visit
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
+ASKED_SINGLY = 16  # from then on a directory below is worth listing: most of what is new is in none of them
 
 
 class Change(NamedTuple):
@@ -49,8 +49,8 @@ def upper_changes(upper: str, view: MergedView, *, leave_out: Collection[bytes] 
     ``leave_out`` are relative names whose files are passed over, with all that is below them.
     """
     with Walk(upper) as walk:
-        found = [_change(each) for each in Comparison(view, leave_out=leave_out).run(walk)]
-    yield from sorted(found, key=_order)
+        found = _sorted(Comparison(view, leave_out=leave_out).run(walk))
+    yield from found
 
 
 def tree_changes(old: str, new: str, *, leave_out: Collection[bytes] = ()) -> Iterator[Change]:
@@ -60,8 +60,54 @@ def tree_changes(old: str, new: str, *, leave_out: Collection[bytes] = ()) -> It
     """
     with Walk(new) as walk:
         comparison = Comparison(MergedView([old]), whole=True, leave_out=leave_out, regrouped=regrouped(old, new))
-        found = [_change(each) for each in comparison.run(walk)]
-    yield from sorted(found, key=_order)
+        found = _sorted(comparison.run(walk))
+    yield from found
+
+
+class _Below:
+    """A directory that is being compared, and what lies below it."""
+
+    __slots__ = ("above", "asked", "directories", "names", "pending", "whole")
+
+    def __init__(self, directories: Sequence[bytes], *, whole: bool, above: _Below | None = None) -> None:
+        #: Those that merge here, top first.
+        self.directories = directories
+        #: Whether what the tree does not have is deleted.
+        self.whole = whole
+        #: The state of the parent directory.
+        self.above = above
+        #: What is to be told of the directory once something in it has changed. Where it is None, so it is above.
+        self.pending: Difference | None = None
+        #: What the directories show together, where that is known.
+        self.names: set[bytes] | None = None
+        self.asked = 0
+
+    def find(self, name: bytes) -> tuple[Found | None, list[bytes]]:
+        """What stands there below, and the directories that merge there."""
+        if self.names is None and self.directories:
+            self.asked += 1
+            if self.asked == ASKED_SINGLY:
+                self.names = names_in(self.directories)
+        if self.names is not None and name not in self.names:
+            return None, []
+        return level(self.directories, name)
+
+    def gone(self, visit: Visit) -> list[bytes]:
+        """The names of what the directory had below, and has no more; sorted."""
+        if not self.whole or not self.directories:
+            return []
+        self.names = names_in(self.directories)
+        prefix = visit.name + b"/" if visit.name else b""
+        return [prefix + name for name in sorted(self.names.difference(map(os.fsencode, os.listdir(visit.fd))))]
+
+    def flush(self) -> list[Difference]:
+        """The directories that are changed by what is in them and were not told yet."""
+        told: list[Difference] = []
+        here: _Below | None = self
+        while here is not None and here.pending is not None:
+            told.append(here.pending)
+            here.pending, here = None, here.above
+        return told[::-1]
 
 
 class Comparison:
@@ -80,12 +126,10 @@ class Comparison:
         leave_out: Collection[bytes] = (),
         regrouped: Collection[bytes] = (),
     ) -> None:
-        self._view = view
-        self._whole = whole
+        self._top = _Below(view.layers, whole=whole)
         self._exact = exact
         self._leave_out = leave_out
         self._regrouped = regrouped
-        self._parents: list[Difference] = []
 
     def run(self, walk: Walk) -> Iterator[Difference]:
         """The differences, each directory before what is in it; deletions come right after their directory."""
@@ -93,52 +137,45 @@ class Comparison:
             if visit.name in self._leave_out:
                 walk.prune()
                 continue
-            while self._parents and not visit.name.startswith(self._parents[-1].name + b"/"):
-                self._parents.pop()
-            candidates, whole = visit.carried if visit.name else (self._view.layers, self._whole)
-            found, merging = self._view.level(candidates, visit.name) if candidates else (None, [])
-            if visit.is_whiteout:
-                if found:
-                    yield from self._flush(Difference(DELETED, visit.name))
+            below: _Below = visit.carried or self._top
+            found, merging = below.find(visit.base)
+            if found is not None and visit.has_vanished:
                 continue
-            yield from self._compare(visit, found)
+            try:
+                kind = self._kind(visit, found)
+            except OSError as error:
+                if error.errno not in GONE or visit.is_directory:
+                    raise
+                continue
+            if kind:
+                if below.pending is not None:
+                    yield from below.flush()
+                yield Difference(kind, visit.name, visit if kind != DELETED else None)
             if visit.is_directory:
-                walk.carry = ([], True)
-                if found and stat.S_ISDIR(found.stat.st_mode):
-                    # Nothing shows through an opaque directory: what is in it is all there is, at every depth.
-                    whole = whole or (visit.name != b"" and is_opaque(fd_path(visit.fd, b".")))
-                    walk.carry = (merging, whole)
-                    for name in _gone(visit, merging) if whole else ():
-                        yield from self._flush(Difference(DELETED, name))
+                walk.carry = here = self._entered(visit, found, merging, told=bool(kind))
+                for name in here.gone(visit):
+                    yield from here.flush()
+                    yield Difference(DELETED, name)
 
-    def _compare(self, visit: Visit, found: Found | None) -> Iterator[Difference]:
+    def _kind(self, visit: Visit, found: Found | None) -> str:
+        """What became of it; empty where nothing did."""
         if found is None:
-            yield from self._flush(Difference(ADDED, visit.name, visit))
-            if visit.is_directory:
-                self._parents.append(Difference("", visit.name))
-            return
-        changed = visit.name in self._regrouped or _differs(visit, found, exact=self._exact)
-        if changed and (visit.name or self._exact):
-            yield from self._flush(Difference(CHANGED, visit.name, visit))
-        if visit.is_directory and visit.name:
-            done = Difference("", visit.name)
-            self._parents.append(done if changed else Difference(CHANGED, visit.name, visit, visit.xattrs()))
+            return "" if visit.is_whiteout else ADDED
+        if visit.is_whiteout:
+            return DELETED
+        if not visit.name and not self._exact:
+            return ""
+        return CHANGED if visit.name in self._regrouped or _differs(visit, found, exact=self._exact) else ""
 
-    def _flush(self, difference: Difference) -> Iterator[Difference]:
-        """The parents that are changed by it and were not named yet, and itself."""
-        for number, parent in enumerate(self._parents):
-            if parent.kind:
-                self._parents[number] = Difference("", parent.name)
-                yield parent
-        yield difference
-
-
-def _gone(visit: Visit, merging: Sequence[bytes]) -> Iterator[bytes]:
-    """What the directory had below, and has no more."""
-    prefix = visit.name + b"/" if visit.name else b""
-    here = set(map(os.fsencode, os.listdir(visit.fd)))
-    for name in sorted(_names_below(merging, visit.name) - here):
-        yield prefix + name
+    def _entered(self, visit: Visit, found: Found | None, merging: Sequence[bytes], *, told: bool) -> _Below:
+        above: _Below = visit.carried or self._top
+        if found is None or not stat.S_ISDIR(found.stat.st_mode):
+            return _Below((), whole=False)
+        # Nothing shows through an opaque directory: what is in it is all there is, at every depth.
+        here = _Below(merging, whole=above.whole or (visit.name != b"" and visit.is_opaque), above=above)
+        if visit.name and not told:
+            here.pending = Difference(CHANGED, visit.name, visit, visit.xattrs())
+        return here
 
 
 def regrouped(old: str, new: str) -> set[bytes]:
@@ -172,22 +209,9 @@ def _groups(root: str) -> dict[bytes, frozenset[bytes]]:
     inodes: dict[tuple[int, int], list[bytes]] = {}
     with Walk(root) as walk:
         for visit in walk:
-            if visit.status.st_nlink > 1 and not visit.is_directory:
+            if not visit.has_vanished and visit.status.st_nlink > 1 and not visit.is_directory:
                 inodes.setdefault((visit.status.st_dev, visit.status.st_ino), []).append(visit.name)
     return {name: frozenset(names) for names in inodes.values() if len(names) > 1 for name in names}
-
-
-def _names_below(layers: Sequence[bytes], path: bytes) -> set[bytes]:
-    """What a merged directory has; ``layers`` merge there, top first."""
-    names: set[bytes] = set()
-    gone: set[bytes] = set()
-    for layer in layers:
-        with os.scandir(os.path.join(layer, path)) as entries:
-            found = list(entries)
-        hidden = {each.name for each in found if is_whiteout(each.stat(follow_symlinks=False))}
-        names |= {each.name for each in found} - hidden - gone
-        gone |= hidden - names
-    return names
 
 
 def _differs(visit: Visit, found: Found, *, exact: bool) -> bool:
@@ -227,9 +251,7 @@ def _same_content(visit: Visit, path: bytes) -> bool:
         os.close(here)
 
 
-def _change(difference: Difference) -> Change:
-    return Change(difference.kind, "/" + os.fsdecode(difference.name))
-
-
-def _order(change: Change) -> list[bytes]:
-    return os.fsencode(change.path).split(b"/")
+def _sorted(differences: Iterable[Difference]) -> Iterator[Change]:
+    # No name has a NUL: with one for each slash, names sort as the lists of their components.
+    found = sorted((each.name.replace(b"/", b"\0"), each.kind, each.name) for each in differences)
+    return (Change(kind, "/" + os.fsdecode(name)) for _, kind, name in found)

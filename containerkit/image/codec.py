@@ -33,7 +33,7 @@ from containerkit.image.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 LARGEST_DOCUMENT = STANDARD.manifest
 LARGEST_CONFIG = STANDARD.config
@@ -43,8 +43,7 @@ LAYER_TYPES = frozenset(
     {
         *(OCI_LAYER + suffix for suffix in ("", "+gzip", "+zstd")),
         *(f"application/vnd.oci.image.layer.nondistributable.v1.tar{suffix}" for suffix in ("", "+gzip", "+zstd")),
-        # No registered type says bzip2 or xz; archives that "docker load" takes have such layers.
-        *(DOCKER_LAYER + suffix for suffix in ("", ".gzip", ".zstd", ".bzip2", ".xz")),
+        *(DOCKER_LAYER + suffix for suffix in ("", ".gzip", ".zstd")),
         *(f"application/vnd.docker.image.rootfs.foreign.diff.tar{suffix}" for suffix in ("", ".gzip")),
     }
 )
@@ -156,6 +155,19 @@ def _no_constant(name: str) -> None:
 def parse_document(raw: bytes, media_type: str = "") -> Manifest | Index:
     """A manifest or index. ``media_type`` is what its descriptor or the registry says it is, if anything does."""
     document = parse_json(raw, "manifest")
+    kind = document_type(document, media_type)
+    if document.fields.get("schemaVersion") != 2:  # noqa: PLR2004
+        raise document.invalid("schemaVersion", "2")
+    if kind in INDEX_TYPES:
+        return _index(document, kind, raw)
+    return _manifest(document, kind, raw)
+
+
+def document_type(document: Document, media_type: str = "") -> str:
+    """The type of a manifest or index, by ``media_type`` and by what it says itself.
+
+    Raises :class:`UnsupportedMediaType` for one that is neither, :class:`InvalidImage` where the two disagree.
+    """
     stated = document.text("mediaType")
     if document.fields.get("schemaVersion") == 1 or media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
         raise UnsupportedMediaType(
@@ -168,11 +180,7 @@ def parse_document(raw: bytes, media_type: str = "") -> Manifest | Index:
     kind = media_type or stated or (OCI_INDEX if "manifests" in document.fields else OCI_MANIFEST)
     if kind not in (*MANIFEST_TYPES, *INDEX_TYPES):
         raise UnsupportedMediaType(f"not an image: the manifest is of the type {kind}", media_type=kind)
-    if document.fields.get("schemaVersion") != 2:  # noqa: PLR2004
-        raise document.invalid("schemaVersion", "2")
-    if kind in INDEX_TYPES:
-        return _index(document, kind, raw)
-    return _manifest(document, kind, raw)
+    return kind
 
 
 def _index(document: Document, media_type: str, raw: bytes) -> Index:
@@ -331,3 +339,15 @@ def platform_json(platform: Platform) -> dict[str, Any]:
 def encode(document: Mapping[str, Any]) -> bytes:
     """A document of our own, always in the same bytes."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def make_manifest(media_type: str, config: Descriptor, layers: Iterable[Descriptor]) -> tuple[Descriptor, bytes]:
+    """The manifest of an image of our own, ``layers`` lowest first: its descriptor, and itself."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "config": descriptor_json(config),
+        "layers": [descriptor_json(layer) for layer in layers],
+    }
+    body = encode(document)
+    return Descriptor(media_type, Digest.of(body), len(body)), body

@@ -25,7 +25,7 @@ BZIP2_BLOCKS = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")  # of 
 XZ_MAGIC = b"\xfd7zXZ\0"
 LONGEST_MAGIC = 10
 GZIP_FORMAT = 31
-MOST_AT_ONCE = 4 << 20
+MOST_AT_ONCE = 1 << 20
 LARGEST_WINDOW = 128 << 20
 XZ_MEMORY = 256 << 20
 ZSTD_FIRST_SLICE, ZSTD_SLICE = 64, 4 << 10
@@ -38,7 +38,7 @@ def decompressed(
     """A reader of the plain content behind ``read``; both give pieces of any size, and an empty one at the end.
 
     The returned reader raises :class:`CorruptLayer` for content that is damaged or ends too early,
-    :class:`CompressionBomb` and :class:`LayerTooLarge` for content beyond ``limits``, at most one piece (4 MiB) later.
+    :class:`CompressionBomb` and :class:`LayerTooLarge` for content beyond ``limits``, at most one piece (1 MiB) later.
     ``count`` is told how many bytes have come out so far, before each piece and at the end.
     """
     taken = given = 0

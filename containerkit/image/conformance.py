@@ -79,15 +79,16 @@ def expected(layers: Iterable[Sequence[Item]]) -> dict[str, Node]:
     tree: dict[str, tuple[Item, int]] = {"": (Item(tarfile.DIRTYPE, "", mtime=0), 0)}
     count = 0
     for layer in layers:
+        before = dict(tree)
         for item in layer:
-            if item.kind in {WHITEOUT, OPAQUE}:
-                _delete(tree, item.real, itself=item.kind == WHITEOUT)
+            if item.deletes:
+                _delete(tree, item.real, itself=item.kind != OPAQUE)
         for item in layer:
-            if item.kind in {WHITEOUT, OPAQUE}:
+            if item.deletes:
                 continue
             count += 1
             if item.kind == tarfile.LNKTYPE:
-                tree[item.real] = tree[item.target]
+                tree[item.real] = tree.get(item.target) or before[item.target]
                 continue
             if item.kind != tarfile.DIRTYPE or tree.get(item.real, (item,))[0].kind != tarfile.DIRTYPE:
                 _delete(tree, item.real, itself=True)
@@ -127,7 +128,11 @@ def _check_view(driver: Driver, trees: Sequence[str], wanted: dict[str, Node], w
     fd = driver.view(trees)
     try:
         root = f"/proc/self/fd/{fd}/."
-        found = dict(observed(root))
+        try:
+            found = dict(observed(root))
+        except FileNotFoundError as error:
+            message = f"driver {driver.name}, {what}: a name is listed that cannot be opened: {error.filename}"
+            raise NotConformant(message, path=error.filename.removeprefix(root)) from error
         for path in sorted(wanted.keys() | found.keys()):
             if difference := _difference(wanted.get(path), found.get(path)):
                 raise NotConformant(f"driver {driver.name}, {what}: {'/' + path!r} {difference}", path="/" + path)
@@ -161,7 +166,7 @@ def _unpack(driver: Driver, tree: str, below: Sequence[str], tar: bytes) -> None
     driver.start(tree, below[0] if below else None)
     with driver.extractor(tree, below) as extractor:
         extractor.unpack(TarReader(lambda: stream.read(1 << 16)))
-        extractor.finish(below[0] if below else None)
+        extractor.finish(below)
 
 
 def _delete(tree: dict[str, tuple[Item, int]], path: str, *, itself: bool) -> None:

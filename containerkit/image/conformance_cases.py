@@ -33,6 +33,11 @@ class Item(NamedTuple):
         """Where it lands."""
         return self.at or self.path
 
+    @property
+    def deletes(self) -> bool:
+        """Whether it takes away what lower layers have: a whiteout, or a device that means the same."""
+        return self.kind in {WHITEOUT, OPAQUE} or (self.kind == CHRTYPE and self.device == (0, 0))
+
 
 def _file(path: str, data: bytes = b"content", mode: int = 0o644, **fields: object) -> Item:
     return Item(REGTYPE, path, data, mode=mode)._replace(**fields)  # type: ignore[arg-type]
@@ -56,6 +61,10 @@ def _gone(path: str, at: str = "") -> Item:
 
 def _opaque(path: str) -> Item:
     return Item(OPAQUE, path)
+
+
+def _marked(path: str) -> Item:
+    return Item(CHRTYPE, path, mode=0)
 
 
 _LONG = "/".join(f"long-{number}-" + "n" * 200 for number in range(6))
@@ -126,6 +135,20 @@ BASE = (
     _file("odd: name, with = and \\ and\nline"),
     *_LONG_PARENTS,
     _file(_LONG),
+    _gone("nothing-below"),
+    _gone("etc/nothing-below"),
+    _file("marked"),
+    _file("marked-and-new", b"old"),
+    _marked("marked-below-nothing"),
+    _file("trio-one", b"three names"),
+    _directory("trio"),
+    _hard("trio/two", "trio-one"),
+    _directory("left"),
+    _file("left/file", b"left"),
+    _directory("opened", 0o750, uid=4),
+    _file("opened/file", b"opened"),
+    _directory("opened/sub"),
+    _file("opened/sub/file"),
 )
 
 SECOND = (
@@ -169,6 +192,20 @@ SECOND = (
     _hard("pair-three", "linked"),
     _directory("directory-twice"),
     _file("directory-twice", b"and then a file"),
+    _gone("opaque-first/old"),  # twice: the opaque directory hides it already
+    _directory("fresh"),
+    _gone("fresh/nothing-below"),  # in a directory that no layer below has
+    _file("fresh/file"),
+    _gone("not-there/file"),  # in one that no layer has at all
+    _gone("single/file"),  # below what is a file
+    _marked("marked"),
+    _marked("marked-and-new"),
+    _file("marked-and-new", b"new"),
+    _hard("trio-three", "trio-one"),  # overlay must bring all names of a file along
+    _hard("linked-and-left", "left/file"),  # and take back what it brought along
+    _gone("left"),
+    _hard("linked-and-opened", "opened/sub/file"),
+    _opaque("opened"),
 )
 
 THIRD = (

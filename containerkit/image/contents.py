@@ -1,27 +1,31 @@
 """What an image holds, from its layer tars alone: the merged tree, without unpacking, mounting or any privilege.
 
 Layers are applied as :mod:`.extract` applies them: a path through a symlink lands where that leads inside the image,
-whiteouts speak of lower layers only, wherever they stand in their tar, and names that a hard link joins share one
-:class:`Inode`. Only headers are kept; an inode knows where its data lies.
+whiteouts (character devices 0:0, too) speak of lower layers only, wherever they stand in their tar, and names that a
+hard link joins share one :class:`Inode`. Only headers are kept; an inode knows where its data lies.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import repeat
 from typing import TYPE_CHECKING
 
-from containerkit.errors import CorruptLayer, UnsafeEntry
+from containerkit.errors import ContentMismatch, CorruptLayer, InvalidImage, LayerError, UnsafeEntry
+from containerkit.image.codec import LARGEST_CONFIG, parse_config
 from containerkit.image.compression import decompressed
-from containerkit.image.extract import WHITEOUT, WHITEOUT_META, WHITEOUT_OPAQUE, clean
+from containerkit.image.digest import Digest
 from containerkit.image.layer import DIRECTORY, LINK, SYMLINK, TarReader
+from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, place
 from containerkit.image.merged import MOST_LINKS
-from containerkit.image.stream import Verified
+from containerkit.image.stream import Verified, read_verified, wrong_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from _hashlib import HASH
+    from collections.abc import Callable, Iterator, Sequence
 
     from containerkit.image.layer import Entry
-    from containerkit.image.model import Descriptor
+    from containerkit.image.model import Descriptor, Manifest
     from containerkit.image.transfer import BlobSource
 
 IMPLICIT = -1
@@ -81,6 +85,26 @@ class LayerUse:
         self.entries = 0
 
 
+class _Hashed:
+    """Pieces that are hashed as they pass."""
+
+    def __init__(self, read: Callable[[], bytes], state: HASH) -> None:
+        self._read = read
+        self._hash = state
+        self.ended = False
+
+    def piece(self) -> bytes:
+        """The next one; empty at the end."""
+        data = self._read()
+        self._hash.update(data)
+        self.ended = not data
+        return data
+
+    def digest(self) -> Digest:
+        """Of all that passed."""
+        return Digest.from_hash(self._hash)
+
+
 class Contents:
     """The merged tree of layers, lowest first; :meth:`add` them in order."""
 
@@ -93,18 +117,15 @@ class Contents:
         """Put one more layer on top. Raises :class:`CorruptLayer` and :class:`UnsafeEntry`, naming the entry."""
         self._layer = len(self.uses)
         self.uses.append(LayerUse())
-        whiteouts: list[tuple[bytes, bytes]] = []
         number = 0
         while entry := reader.next():
-            head, _, base = clean(entry.name).rpartition(b"/")
+            head, base = place(entry)
             if base.startswith(WHITEOUT):
-                whiteouts.append((head, base))
+                self._whiteout(head, base)
             else:
                 self._put(entry, head, base, number)
             number += 1
         self.uses[-1].entries = number
-        for head, base in whiteouts:
-            self._whiteout(head, base)
 
     def find(self, path: bytes) -> Node | None:
         """What stands at ``path`` inside the image, symlinks followed as a process in it would; None for nothing.
@@ -127,7 +148,7 @@ class Contents:
             return
         parent = self._directory(head, entry)
         if entry.kind == LINK:
-            inode = self._link_target(entry)
+            inode = self._link_target(entry, parent.get(base))
             old = parent.get(base)
             if old is not None and old.inode is inode:
                 old.layer = self._layer
@@ -147,14 +168,16 @@ class Contents:
             self._forget(old, "replaced")
         parent[base] = new
 
-    def _link_target(self, entry: Entry) -> Inode:
+    def _link_target(self, entry: Entry, old: Node | None) -> Inode:
         try:
-            head, _, base = clean(entry.link.lstrip(b"/")).rpartition(b"/")
+            head, _, base = clean(entry.link).rpartition(b"/")
         except UnsafeEntry:
             base = b""
         if not base:
             raise UnsafeEntry(f"{entry.display!r} is a hard link out of the root", entry=entry.display)
         found = self._walk(head, make=False)
+        if old is not None and any(node is old for node in found or ()):
+            raise CorruptLayer(f"{entry.display!r} is a hard link to what lies below itself", entry=entry.display)
         target = found[-1].children.get(base) if found and found[-1].children is not None else None
         if target is None or target.children is not None:
             link = entry.link.decode(errors="replace")
@@ -216,36 +239,40 @@ class Contents:
         return made
 
     def _whiteout(self, head: bytes, base: bytes) -> None:
+        name = base if base == WHITEOUT_OPAQUE else hidden_name(head, base)
         way = self._walk(head, make=False)
-        children = way[-1].children if way else None
+        if not name or not way or way[-1].children is None:
+            return
         if base == WHITEOUT_OPAQUE:
-            for name in list(children or ()):
-                self._hide(children or {}, name)
-        elif not base.startswith(WHITEOUT_META):
-            name = base[len(WHITEOUT) :]
-            if name in {b"", b".", b".."}:
-                shown = base.decode(errors="replace")
-                raise UnsafeEntry(f"the whiteout {shown!r} names nothing that can be deleted", entry=shown)
-            if children is not None and name in children:
-                self._hide(children, name)
+            self._hide_below(way[-1].children)
+        elif name in way[-1].children:
+            self._hide(way[-1].children, name)
+
+    def _hide_below(self, children: dict[bytes, Node]) -> None:
+        for name in list(children):
+            self._hide(children, name)
 
     def _hide(self, children: dict[bytes, Node], name: bytes) -> None:
         """Take away what lower layers have at a name and below it."""
-        child = children[name]
-        for inner in list(child.children or ()):
-            self._hide(child.children or {}, inner)
-        if child.layer < self._layer and not child.children:
-            del children[name]
-            self._forget(child, "removed")
+        found = [(children, name)]
+        for above, each in found:
+            below = above[each].children or {}
+            found += [(below, inner) for inner in below]
+        for above, each in reversed(found):
+            node = above[each]
+            if node.layer < self._layer and not node.children:
+                del above[each]
+                self._forget(node, "removed")
 
     def _forget(self, node: Node, how: str) -> None:
         """Count what is no longer to be seen: data whose last name this was."""
-        for child in (node.children or {}).values():
-            self._forget(child, how)
-        node.inode.names -= 1
-        if not node.inode.names and node.inode.layer < self._layer:
-            use = self.uses[-1]
-            setattr(use, how, getattr(use, how) + node.inode.stored)
+        use = self.uses[-1]
+        gone = [node]
+        for each in gone:
+            gone += (each.children or {}).values()
+            each.inode.names -= 1
+            if not each.inode.names and each.inode.layer < self._layer:
+                setattr(use, how, getattr(use, how) + each.inode.stored)
 
 
 def _walk(node: Node, path: bytes) -> Iterator[tuple[bytes, Node]]:
@@ -266,24 +293,56 @@ def _sorted(node: Node, path: bytes) -> list[tuple[bytes, Node]]:
 
 
 @contextmanager
-def open_layer(source: BlobSource, descriptor: Descriptor) -> Iterator[TarReader]:
+def open_layer(source: BlobSource, descriptor: Descriptor, diff_id: Digest | None = None) -> Iterator[TarReader]:
     """The entries of a layer, whose digest is checked at the end, also where the reader stopped before.
 
-    Raises :class:`ContentMismatch`, :class:`CorruptLayer` and what the source raises.
+    What it unpacks to is compared with ``diff_id`` only where the entries are read to the end: what the rest would be
+    is not known. Raises :class:`ContentMismatch`, :class:`CorruptLayer`, each with the layer's digest as ``layer``, and
+    what the source raises.
     """
-    with source.open(descriptor) as stream:
-        verified = Verified(stream, descriptor)
-        yield TarReader(decompressed(verified.piece))
-        verified.drain()
+    try:
+        with source.open(descriptor) as stream:
+            verified = Verified(stream, descriptor)
+            read = decompressed(verified.piece)
+            hashed = _Hashed(read, diff_id.hasher()) if diff_id is not None else None
+            yield TarReader(hashed.piece if hashed is not None else read)
+            verified.drain()
+        if hashed is not None and diff_id is not None and hashed.ended and hashed.digest() != diff_id:
+            raise wrong_digest(diff_id, hashed.digest(), f"unpacked layer {descriptor.digest}")
+    except (LayerError, ContentMismatch) as error:
+        error.layer = error.layer or descriptor.digest
+        raise
 
 
-def read_contents(source: BlobSource, layers: Sequence[Descriptor]) -> Contents:
-    """The merged tree of ``layers``, lowest first; each is read once. Raises as :func:`open_layer` does."""
+def read_contents(source: BlobSource, layers: Sequence[Descriptor], diff_ids: Sequence[Digest] = ()) -> Contents:
+    """The merged tree of ``layers``, lowest first; each is read once. Raises as :func:`open_layer` does.
+
+    ``diff_ids`` are what the layers must unpack to, where they are known.
+    """
     contents = Contents()
-    for descriptor in layers:
-        with open_layer(source, descriptor) as reader:
+    for descriptor, diff_id in pairs(layers, diff_ids):
+        with open_layer(source, descriptor, diff_id) as reader:
             contents.add(reader)
     return contents
+
+
+def pairs(layers: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> Iterator[tuple[Descriptor, Digest | None]]:
+    """Each layer with its diff id, or with None where those are not known."""
+    return zip(layers, diff_ids or repeat(None), strict=False)
+
+
+def diff_ids_of(source: BlobSource, manifest: Manifest) -> tuple[Digest, ...]:
+    """What the layers must unpack to, as the config says.
+
+    Raises :class:`InvalidImage`, :class:`ContentMismatch` and what else the source raises.
+    """
+    with source.open(manifest.config) as stream:
+        config = parse_config(read_verified(stream, manifest.config, LARGEST_CONFIG))
+    if len(config.diff_ids) != len(manifest.layers):
+        raise InvalidImage(
+            f"the manifest has {len(manifest.layers)} layers, the config {len(config.diff_ids)} diff ids"
+        )
+    return config.diff_ids
 
 
 def _unsafe(path: bytes, what: str) -> UnsafeEntry:

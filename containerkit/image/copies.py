@@ -6,6 +6,7 @@ A place is written as skopeo writes it: ``docker://NAME`` (a registry), ``oci:PA
 
 from __future__ import annotations
 
+import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
@@ -13,13 +14,16 @@ from containerkit.errors import InvalidReference
 from containerkit.image import platform as platforms
 from containerkit.image.archive import open_archive
 from containerkit.image.blobs import BlobStore
-from containerkit.image.codec import LARGEST_CONFIG, parse_config, parse_document
+from containerkit.image.codec import LARGEST_CONFIG, LARGEST_DOCUMENT, parse_config, parse_document
 from containerkit.image.docker_archive import docker_tar
 from containerkit.image.layout import layout_directory, layout_tar
-from containerkit.image.model import Descriptor, Platform
+from containerkit.image.model import INDEX_TYPES, Manifest
+from containerkit.image.progress import Meterer, shown
+from containerkit.image.pushing import known_places, push_image
 from containerkit.image.reference import Reference
+from containerkit.image.rewrite import as_oci, redescribed
 from containerkit.image.stream import read_verified
-from containerkit.image.transfer import copy_image, resolve_manifest
+from containerkit.image.transfer import Counted, copy_image, resolve_manifest
 
 if TYPE_CHECKING:
     import os
@@ -27,8 +31,10 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from containerkit.image.digest import Digest
+    from containerkit.image.docker_archive import DockerTar
     from containerkit.image.layout import LayoutSink
-    from containerkit.image.model import Manifest
+    from containerkit.image.model import Descriptor, Platform
+    from containerkit.image.progress import Show, Watcher
     from containerkit.image.transfer import BlobSource, Connect, Remote
     from containerkit.state import State
 
@@ -38,11 +44,12 @@ T = TypeVar("T")
 
 
 class Outgoing(NamedTuple):
-    """An image to be written: where it lies, its manifest or index, and its names."""
+    """An image to be written: where it lies, its manifest or index, its names, and who is told how its blobs go."""
 
     source: BlobSource
     descriptor: Descriptor
     names: tuple[str, ...] = ()
+    progress: Watcher | None = None
 
 
 class Place(NamedTuple):
@@ -81,26 +88,30 @@ def copy(
     connect: Connect | None = None,
     register: Callable[[BlobSource, Descriptor, str], Digest] | None = None,
     compression: str | None = None,
+    progress: Show = None,
 ) -> Digest:
     """Copy one image from ``source`` to ``target``, and give the digest of its manifest or index there.
 
     Of an index, the image for ``platform`` (by default this machine's) is copied, or all of it with ``all_platforms``,
-    which a docker archive cannot take. Digests stay as they are, but in a docker archive, which has no manifests, and
-    with ``compression`` (``gzip``, ``zstd`` or ``none``), which packs every layer anew. What is in an archive or layout
-    already stays there, unless it has the same name.
+    which a docker archive cannot take. Digests stay as they are, but in a docker archive, which has no manifests, with
+    ``compression`` (``gzip``, ``zstd`` or ``none``), which packs every layer anew, and where Docker's manifests and
+    lists go into an OCI layout, directory or tar: there they become OCI's, as skopeo does it, for umoci and others read
+    nothing else. Config and layers stay the same blobs then. What is in an archive or layout already stays there,
+    unless it has the same name.
 
     ``connect`` reaches registries, ``state`` is the store; ``register(source, descriptor, name)`` takes an image into
-    it, and gives its digest. Raises :class:`InvalidReference`, :class:`ImageNotFound`, :class:`PlatformMismatch`,
-    :class:`InvalidArchive`, :class:`ContentMismatch` and :class:`RegistryError`.
+    it, and gives its digest. ``progress`` is a callable that gets :class:`.Progress`, or ``True`` for a bar
+    (:mod:`.progress`); of what ``register`` does, that tells. Raises :class:`InvalidReference`, :class:`ImageNotFound`,
+    :class:`PlatformMismatch`, :class:`InvalidArchive`, :class:`ContentMismatch` and :class:`RegistryError`.
     """
     there = Place.parse(target)
-    with open_place(source, state=state, connect=connect) as found:
-        chosen = found
+    with shown(progress, target) as watcher, open_place(source, state=state, connect=connect) as found:
+        chosen = found._replace(progress=watcher)
         if not all_platforms or there.transport == "docker-archive":
-            chosen = _one_platform(found, platform)
+            chosen = _one_platform(chosen, platform)
         if compression is not None:
             chosen = _packed_anew(chosen, compression)
-        return _deliver(chosen, there, connect, register)
+        return _deliver(chosen, there, connect, register, state)
 
 
 @contextmanager
@@ -137,8 +148,9 @@ def save(
     """Write images to a path or a binary file object, and give the manifest or index of each as it is there.
 
     ``docker-archive`` takes the image of one platform from an index; ``oci-archive`` and ``oci`` (a directory, to which
-    it is added) take it whole, unless ``platform`` is given. Blobs that images share are written once, and the same
-    images give the same bytes. Raises as :func:`copy` does, and ``ValueError`` for an unknown format.
+    it is added) take it whole, unless ``platform`` is given, and hold OCI's documents, which Docker's become
+    (:func:`copy`). Blobs that images share are written once, and the same images give the same bytes. Raises as
+    :func:`copy` does, and ``ValueError`` for an unknown format.
     """
     import os
 
@@ -148,23 +160,38 @@ def save(
     if format == "docker-archive":
         with docker_tar(place) as archive:
             chosen = [_one_platform(image, platform) for image in images]
-            return tuple(archive.add(_manifest(image), image.source, image.names) for image in chosen)
+            return tuple(_add_docker(archive, image) for image in chosen)
     opened = layout_directory(cast("str", place)) if format == "oci" else layout_tar(place)
     with opened as layout:
         return tuple(_add(layout, image if platform is None else _one_platform(image, platform)) for image in images)
 
 
 def _add(layout: LayoutSink, image: Outgoing) -> Descriptor:
-    body = copy_image(image.descriptor, image.source, layout)
-    _put_bytes(layout, image.descriptor, body)
-    layout.add(image.descriptor, image.names)
-    return image.descriptor
+    body = copy_image(image.descriptor, image.source, layout, progress=image.progress, form=as_oci)
+    there = redescribed(image.descriptor, body)
+    layout.put(there, io.BytesIO(body))
+    layout.add(there, image.names)
+    return there
 
 
-def _put_bytes(layout: LayoutSink, descriptor: Descriptor, body: bytes) -> None:
-    import io
+def _add_docker(archive: DockerTar, image: Outgoing) -> Descriptor:
+    manifest = _manifest(image)
+    blobs = (*manifest.layers, manifest.config)
+    meterer = Meterer(image.progress, blobs)
+    added = archive.add(manifest, _Counting(image.source, meterer), image.names)
+    for blob in blobs:
+        meterer.done(blob)
+    return added
 
-    layout.put(descriptor, io.BytesIO(body))
+
+class _Counting(NamedTuple):
+    """A source whose reader is watched."""
+
+    source: BlobSource
+    meterer: Meterer
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        return cast("BinaryIO", Counted(self.source.open(descriptor), descriptor, self.meterer))
 
 
 def _deliver(
@@ -172,13 +199,16 @@ def _deliver(
     place: Place,
     connect: Connect | None,
     register: Callable[[BlobSource, Descriptor, str], Digest] | None,
+    state: State | None,
 ) -> Digest:
     if place.transport == "docker":
         reference = Reference.parse(place.where)
         remote = _needed(connect, "connect", place.where)(reference, push=True)
         try:
-            body = copy_image(image.descriptor, image.source, remote)
-            return remote.put_manifest(reference, image.descriptor.media_type, body)
+            elsewhere = known_places(reference, remote, image.source, state)
+            return push_image(
+                image.descriptor, image.source, remote, reference, progress=image.progress, elsewhere=elsewhere
+            )
         finally:
             remote.close()
     if place.transport == "containerkit":
@@ -213,15 +243,11 @@ def _others(names: Sequence[str], tag: str) -> tuple[str, ...]:
 
 def _stored(state: State, name: str) -> Outgoing:
     """An image of the store."""
-    import os
-
     from containerkit.image.images import Images
 
-    blobs = BlobStore(state.root)
-    image = Images(state, _unreachable).get(name)
-    size = os.stat(blobs.path(image.digest)).st_size
+    image = Images(state, _unreachable).hold(name)
     names = tuple(str(Reference.parse(other)) for other in image.names)
-    return Outgoing(blobs, Descriptor(image.media_type, image.digest, size), names)
+    return Outgoing(BlobStore(state.root), image.descriptor, names)
 
 
 def _unreachable(reference: Reference, /, *, push: bool) -> Remote:
@@ -234,10 +260,25 @@ def _one_platform(image: Outgoing, wanted: Platform | str | None) -> Outgoing:
     descriptor, body = resolve_manifest(image.source, image.descriptor, chosen)
     if chosen is not None and descriptor == image.descriptor:
         manifest = cast("Manifest", parse_document(body, descriptor.media_type))
-        with image.source.open(manifest.config) as stream:
-            config = parse_config(read_verified(stream, manifest.config, LARGEST_CONFIG))
-        platforms.check(config.platform, next(iter(image.names), descriptor.digest), chosen)
+        platforms.check(_platform(image.source, manifest), next(iter(image.names), descriptor.digest), chosen)
     return image._replace(descriptor=descriptor)
+
+
+def own_platform(source: BlobSource, descriptor: Descriptor) -> Platform | None:
+    """What the image of a manifest says that it is for; None for an index, and for what is no image.
+
+    Raises :class:`ContentMismatch`, :class:`InvalidImage` and what the source raises.
+    """
+    if descriptor.media_type in INDEX_TYPES:
+        return None
+    with source.open(descriptor) as stream:
+        document = parse_document(read_verified(stream, descriptor, LARGEST_DOCUMENT), descriptor.media_type)
+    return _platform(source, document) if isinstance(document, Manifest) and not document.is_artifact else None
+
+
+def _platform(source: BlobSource, manifest: Manifest) -> Platform:
+    with source.open(manifest.config) as stream:
+        return parse_config(read_verified(stream, manifest.config, LARGEST_CONFIG)).platform
 
 
 def _packed_anew(image: Outgoing, compression: str) -> Outgoing:

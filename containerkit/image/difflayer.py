@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import LayerError
 from containerkit.image.changes import Comparison, regrouped
-from containerkit.image.extract import WHITEOUT, WHITEOUT_OPAQUE
-from containerkit.image.merged import MergedView, is_opaque
+from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE
+from containerkit.image.merged import MergedView
 from containerkit.image.walk import Walk
 from containerkit.image.write import TarWriter
-from containerkit.linux.paths import fd_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -32,7 +31,8 @@ def upper_layer(
     """The layer that an overlay's upper directory is, in pieces of a plain tar; its root's attributes go with it.
 
     Times later than ``epoch`` (seconds) become it. ``leave_out`` are relative names that are passed over. Raises
-    :class:`LayerError` for names and attributes that no layer can hold, ``OSError`` for a file that changes meanwhile.
+    :class:`LayerError` for names and attributes that no layer can hold. The tree may change meanwhile, as for
+    :func:`~containerkit.image.write.tar_of`.
     """
     writer = TarWriter(epoch)
     with Walk(upper) as walk:
@@ -43,8 +43,21 @@ def upper_layer(
                 yield from writer.mark(_whiteout(visit.name))
             else:
                 yield from _entry(writer, visit)
-                if visit.is_directory and visit.name and is_opaque(fd_path(visit.fd, b".")):
+                if visit.fd >= 0 and visit.name and visit.is_opaque:
                     yield from writer.mark(visit.name + b"/" + WHITEOUT_OPAQUE)
+    yield writer.end()
+
+
+def directory_layer(root: str, *, epoch: int | None = None) -> Iterator[bytes]:
+    """The layer that makes ``root`` of nothing, in pieces of a plain tar; all else as :func:`upper_layer`.
+
+    Files that overlay takes for whiteouts are left out: here they delete nothing.
+    """
+    writer = TarWriter(epoch)
+    with Walk(root) as walk:
+        for visit in walk:
+            if not visit.is_whiteout:
+                yield from _entry(writer, visit)
     yield writer.end()
 
 
@@ -60,11 +73,12 @@ def tree_layer(old: str, new: str, *, epoch: int | None = None, leave_out: Colle
 
 
 def _difference(writer: TarWriter, difference: Difference) -> Iterable[bytes]:
-    if difference.visit is None:
+    visit = difference.visit
+    if visit is None:
         return writer.mark(_whiteout(difference.name))
-    if stat.S_ISSOCK(difference.visit.status.st_mode):  # no tar holds it, but it hides what was there
+    if not visit.is_regular and stat.S_ISSOCK(visit.status.st_mode):  # no tar holds it, but it hides what was there
         return writer.mark(_whiteout(difference.name)) if difference.kind == "C" else ()
-    return _entry(writer, difference.visit, difference.xattrs)
+    return _entry(writer, visit, difference.xattrs)
 
 
 def _entry(writer: TarWriter, visit: Visit, xattrs: tuple[tuple[bytes, bytes], ...] | None = None) -> Iterable[bytes]:

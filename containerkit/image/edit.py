@@ -1,6 +1,7 @@
 """Pure changes of images: values in, values out. Nothing is unpacked, and no privilege is needed.
 
-Documents keep whatever they hold that is not known here, and images keep their kind: one of Docker's types stays one.
+Documents keep whatever they hold that is not known here, and images keep their kind: one of Docker's types stays one,
+unless it gets a layer in zstd, which Docker has no type for.
 The same changes of the same image give the same digest.
 """
 
@@ -20,33 +21,42 @@ from containerkit.image.codec import (
     parse_document,
 )
 from containerkit.image.compression import decompressed
+from containerkit.image.digest import Digest
+from containerkit.image.epoch import source_date
 from containerkit.image.flatten import flattened
 from containerkit.image.model import (
     DOCKER_LAYER,
     DOCKER_MANIFEST,
     OCI_LAYER,
+    OCI_MANIFEST,
     Descriptor,
     Manifest,
 )
+from containerkit.image.rewrite import repacked_row
 from containerkit.image.scratch import Scratch
 from containerkit.image.stream import PIECE, Verified, read_verified
 from containerkit.image.transfer import copy_image
+from containerkit.image.write import END
 
 if TYPE_CHECKING:
     import os
+    from _hashlib import HASH
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from containerkit.image.pack import Packed
     from containerkit.image.transfer import BlobSink, BlobSource
 
+OCI_ZSTD = f"{OCI_LAYER}+zstd"
+
 
 class Editor:
     """One image under change: ``root`` is its manifest in ``source``; :meth:`finish` writes the new one to ``sink``.
 
     An image without a change keeps its digest. Methods return the editor, so that they can be chained. What they make
-    meanwhile is in memory or unnamed temporary files. Raises :class:`InvalidImage` where ``root`` is no manifest, and
-    what the source raises.
+    meanwhile is in memory or unnamed temporary files. Layers are compared with their diff ids where they are read:
+    :meth:`flatten`, :meth:`squash` and :meth:`repack` read them, the others do not look into any. Raises
+    :class:`InvalidImage` where ``root`` is no manifest, and what the source raises.
     """
 
     def __init__(self, source: BlobSource, root: Descriptor, sink: BlobSink | None = None) -> None:
@@ -57,11 +67,12 @@ class Editor:
         self._media_type = manifest.media_type
         self._manifest: dict[str, Any] = json.loads(manifest.raw)
         self._old_manifest = json.loads(manifest.raw)
+        self._rows: dict[str, dict[str, Any]] = {row["digest"]: row for row in self._old_manifest["layers"]}
         self._config_head = manifest.config
         raw = read_document(source, manifest.config, LARGEST_CONFIG)
         self._config: dict[str, Any] = json.loads(raw)
         self._old_config: dict[str, Any] = json.loads(raw)
-        self._diff_ids: list[str] = list(parse_config(raw).diff_ids)
+        self._diff_ids: list[Digest] = list(parse_config(raw).diff_ids)
         self._layers = list(manifest.layers)
         if len(self._layers) != len(self._diff_ids):
             raise InvalidImage(
@@ -91,11 +102,13 @@ class Editor:
     ) -> Self:
         """Put one more layer on top: a directory, a tar (also compressed), or the pieces of a plain tar.
 
-        Whiteouts in a tar delete, as in any layer. Times in a directory later than ``epoch`` (seconds) become it.
+        Whiteouts in a tar delete, as in any layer. Times in a directory later than ``epoch`` (seconds; else
+        the environment's SOURCE_DATE_EPOCH) become it.
         ``created`` is a date in RFC 3339's form; without one, the step has
-        none, for two builds must not differ. Raises ``FileNotFoundError`` and :class:`CorruptLayer`.
+        none, for two builds must not differ. Raises ``FileNotFoundError``, :class:`CorruptLayer`, and
+        :class:`LayerError` for a directory with names that begin with ``.wh.``, which no layer can hold.
         """
-        packed = self._pack(_plain(layer, epoch), compression)
+        packed = self._pack(_plain(layer, source_date(epoch)), compression)
         self._add(packed, len(self._layers))
         self._step(created_by=created_by, comment=comment, author=author, created=created)
         return self
@@ -171,7 +184,11 @@ class Editor:
         return self
 
     def flatten(self, *, compression: str = "gzip", created_by: str = "containerkit flatten") -> Self:
-        """Make one layer of all. Raises :class:`LayerError` and :class:`ContentMismatch`."""
+        """Make one layer of all, an empty one of none. Raises :class:`LayerError` and :class:`ContentMismatch`."""
+        if not self._layers:
+            self._add(self._pack((END,), compression), 0)
+            self._step(created_by=created_by)
+            return self
         return self.squash(len(self._layers), compression=compression, created_by=created_by)
 
     def squash(self, count: int, *, compression: str = "gzip", created_by: str = "containerkit squash") -> Self:
@@ -185,7 +202,7 @@ class Editor:
         if count == 1:
             return self
         below = len(self._layers) - count
-        packed = self._pack(flattened(self._blobs, tuple(self._layers), below), compression)
+        packed = self._pack(flattened(self._blobs, self._layers, below, self._diff_ids), compression)
         self._empty_steps(below)
         self._layers, self._diff_ids = self._layers[:below], self._diff_ids[:below]
         self._add(packed, below)
@@ -210,6 +227,7 @@ class Editor:
             raise PlatformMismatch(f"the image is for {mine}, the new base for {becomes.platform}")
         own = self._own_steps(json.loads(before).get("history") or [], len(was.diff_ids))
         self._layers = [*(self._own_type(layer) for layer in new.layers), *self._layers[len(was.diff_ids) :]]
+        self._rows |= {row["digest"]: row for row in (json.loads(new.raw)["layers"] if new.raw else ())}
         self._diff_ids = [*becomes.diff_ids, *self._diff_ids[len(was.diff_ids) :]]
         self._layers_changed()
         self._config["history"] = [*(json.loads(after).get("history") or []), *own]
@@ -220,10 +238,15 @@ class Editor:
     def repack(self, compression: str) -> Self:
         """Compress every layer anew: ``gzip``, ``zstd`` or ``none``. The config and so the image's id stay."""
         for number, layer in enumerate(self._layers):
-            packed = self._pack(_layer_pieces(self._blobs, layer), compression)
-            if packed.diff_id != self._diff_ids[number]:
+            plain = self._diff_ids[number].hasher()
+            pieces = _layer_pieces(self._blobs, layer)
+            known = plain.name == "sha256"  # as packing finds it out anyway
+            packed = self._pack(pieces if known else _hashed(pieces, plain), compression)
+            if (packed.diff_id if known else Digest.from_hash(plain)) != self._diff_ids[number]:
                 raise InvalidImage(f"the layer {layer.digest} is not what the config says: its diff id differs")
             self._layers[number] = packed.descriptor
+            if layer.digest in self._rows:
+                self._rows[packed.descriptor.digest] = repacked_row(self._rows[layer.digest], packed.descriptor)
         self._layers_changed()
         return self
 
@@ -257,7 +280,7 @@ class Editor:
         from attrs import evolve
 
         docker = self._media_type == DOCKER_MANIFEST
-        for kind in ("gzip", "zstd", ""):
+        for kind in ("gzip", "") if docker else ("gzip", "zstd", ""):
             types = (DOCKER_LAYER + (kind and f".{kind}"), OCI_LAYER + (kind and f"+{kind}"))
             if layer.media_type in types:
                 return evolve(layer, media_type=types[0 if docker else 1])
@@ -269,12 +292,23 @@ class Editor:
         self._layers_changed()
 
     def _layers_changed(self) -> None:
-        known = {row["digest"]: row for row in self._old_manifest["layers"]}
+        if self._media_type == DOCKER_MANIFEST and any(layer.media_type == OCI_ZSTD for layer in self._layers):
+            self._become_oci()
         self._manifest["layers"] = [
-            row if (row := known.get(layer.digest)) and row["mediaType"] == layer.media_type else descriptor_json(layer)
+            {**self._rows.get(layer.digest, descriptor_json(layer)), "mediaType": layer.media_type}
             for layer in self._layers
         ]
         self._config["rootfs"] = {**self._config["rootfs"], "diff_ids": list(self._diff_ids)}
+
+    def _become_oci(self) -> None:
+        """For Docker's manifests have no type for zstd."""
+        from attrs import evolve
+
+        from containerkit.image.rewrite import oci_document, oci_type
+
+        self._media_type, self._manifest = OCI_MANIFEST, oci_document(self._manifest)
+        self._layers = [evolve(layer, media_type=oci_type(layer.media_type)) for layer in self._layers]
+        self._config_head = evolve(self._config_head, media_type=oci_type(self._config_head.media_type))
 
     def _step(self, *, empty_layer: bool = False, **fields: str) -> None:
         """One more step of the history; an image that never had one, of layers that were there before, has them too."""
@@ -330,9 +364,9 @@ def _plain(layer: str | os.PathLike[str] | Iterable[bytes], epoch: int | None) -
     if not isinstance(layer, str | os.PathLike):
         return layer
     if os.path.isdir(layer):
-        from containerkit.image.write import tar_of
+        from containerkit.image.difflayer import directory_layer
 
-        return tar_of(os.fspath(layer), epoch=epoch)
+        return directory_layer(os.fspath(layer), epoch=epoch)
     return _tar_pieces(os.fspath(layer))
 
 
@@ -361,6 +395,12 @@ def _layer_pieces(source: BlobSource, layer: Descriptor) -> Iterator[bytes]:
         verified = Verified(stream, layer)
         yield from iter(decompressed(verified.piece), b"")
         verified.drain()
+
+
+def _hashed(pieces: Iterable[bytes], state: HASH) -> Iterator[bytes]:
+    for piece in pieces:
+        state.update(piece)
+        yield piece
 
 
 def _with_env(lines: Sequence[str], env: Mapping[str, str]) -> list[str]:

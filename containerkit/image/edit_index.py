@@ -16,7 +16,8 @@ from containerkit.image.codec import (
     platform_json,
 )
 from containerkit.image.edit import Editor, annotate_document, deliver, read_document, read_manifest
-from containerkit.image.model import INDEX_TYPES, OCI_INDEX, Descriptor, Index, Platform
+from containerkit.image.model import INDEX_TYPES, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform
+from containerkit.image.rewrite import as_oci, media_type_of
 from containerkit.image.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -155,7 +156,11 @@ def repack(source: BlobSource, root: Descriptor, compression: str) -> tuple[Blob
         sources.append(made)
         index.replace(child.digest, descriptor)
     blobs = Scratch(*sources, source)
-    return blobs, blobs.put_bytes(encode(index._index), index._media_type)  # noqa: SLF001
+    body, media_type = encode(index._index), index._media_type  # noqa: SLF001
+    if any(child.media_type == OCI_MANIFEST for child in index.manifests):
+        body = as_oci(body)  # a list of Docker's has Docker's manifests
+        media_type = media_type_of(body, media_type)
+    return blobs, blobs.put_bytes(body, media_type)
 
 
 def _is_attestation(child: Descriptor) -> bool:

@@ -1,9 +1,10 @@
 """Unpacking one layer into its own directory, in overlay's form, without ever leaving it.
 
 Every system call is relative to a descriptor of the parent directory, which was opened with no symlink on its way;
-last components are created exclusively and never followed. A deleted file (``.wh.NAME``) becomes a character device
-0:0, an opaque directory (``.wh..wh..opq``) gets ``trusted.overlay.opaque``; both speak of lower layers only, wherever
-they stand in the tar. The attributes of directories are set last.
+last components are created exclusively and never followed. A deleted file (``.wh.NAME``, or a character device 0:0)
+becomes a character device 0:0, an opaque directory (``.wh..wh..opq``) gets ``trusted.overlay.opaque``; both speak of
+lower layers only, wherever they stand in the tar, and are left out where those have nothing to hide. The attributes of
+directories are set last.
 
 A path through a symlink lands where the symlink leads inside the image, as it does for Docker and umoci, when this
 layer or a lower one has that place. An entry without entries for its parents gets them with the attributes that
@@ -19,31 +20,31 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import CorruptLayer, KernelError, LayerError, UnsafeEntry
 from containerkit.image import layer
-from containerkit.image.attributes import CREATE, Attributes, copy_file, read_attributes, set_xattrs
-from containerkit.image.merged import OPAQUE, MergedView, is_whiteout
-from containerkit.linux.paths import DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, fd_path, openat2
+from containerkit.image.attributes import Attributes, copy_file, read_attributes
+from containerkit.image.filewriters import LayerFiles, WriteFailed
+from containerkit.image.marks import Marks
+from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, is_below, join, place
+from containerkit.image.merged import MergedView, is_whiteout, names_in
+from containerkit.image.nodes import dress, dress_node, make_node, unpacking_error, write_content
+from containerkit.linux.paths import CREATE, DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from containerkit.linux.tree import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
+    from containerkit.image.filewriters import FileWriters
     from containerkit.image.layer import Entry, TarReader
+    from containerkit.image.merged import Found
 
-WHITEOUT = b".wh."
-WHITEOUT_META = b".wh..wh."
-WHITEOUT_OPAQUE = b".wh..wh..opq"
 STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 MOST_PARENTS = 64
-REFUSED = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.EMLINK}
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 class LowersNeeded(Exception):
     """The layer refers to lower ones, which the caller has not given yet: start again with them."""
-
-
-class _NoDirectory(CorruptLayer):
-    """An entry below what is no directory."""
 
 
 class Extractor:
@@ -63,12 +64,15 @@ class Extractor:
         os.fchmod(self._root, 0o700)
         self._parents: dict[bytes, tuple[int, bytes]] = {b"": (self._root, b"")}
         self._directories: dict[bytes, Attributes | Entry] = {}
-        self._copied: set[bytes] = set()  # for the sake of hard links to them
-        self._hides_all = False
+        # What no entry of this layer has made, but only made necessary: directories without an entry, until something
+        # of the layer comes into them, and what was copied from lower layers for hard links to it.
+        self._borrowed: set[bytes] = set()
+        self._marks = Marks(self._root)
+        self._files: LayerFiles | None = None
         self._kinds = {
             layer.FILE: self._file,
             layer.LINK: self._link,
-            layer.SYMLINK: self._symlink,
+            layer.SYMLINK: self._node,
             layer.DIRECTORY: self._directory,
             layer.CHARACTER: self._node,
             layer.BLOCK_DEVICE: self._node,
@@ -79,31 +83,56 @@ class Extractor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._files is not None:
+            self._files.close()
         self._forget_parents()
         os.close(self._root)
+
+    def hand_files_to(self, writers: FileWriters) -> None:
+        """Have plain files written by other processes, before the first entry comes."""
+        self._files = LayerFiles(writers, self._path)
 
     def unpack(self, reader: TarReader) -> None:
         """Unpack every entry. Raises :class:`CorruptLayer`, :class:`UnsafeEntry`, :class:`LowersNeeded`."""
         self._reader = reader
-        while entry := reader.next():
-            try:
-                self._unpack(entry)
-            except LayerError as error:
-                error.entry = entry.display  # the message may speak of a directory on the way
-                raise
-            except OSError as error:
-                if error is reader.failure:
-                    raise  # the stream broke, not the unpacking
-                raise _translated(error, entry) from error
+        try:
+            while entry := reader.next():
+                self._unpack_one(entry, reader)
+            self._settle()
+        except WriteFailed as failed:
+            if failed.entry is None or not isinstance(failed.error, OSError):
+                raise failed.error from None
+            raise unpacking_error(failed.error, failed.entry) from failed.error
 
-    def finish(self, parent: str | None) -> None:
-        """Set what directories have; a root without an entry takes after that of ``parent``, the layer below."""
+    def _unpack_one(self, entry: Entry, reader: TarReader) -> None:
+        try:
+            self._unpack(entry)
+        except LayerError as error:
+            error.entry = entry.display  # the message may speak of a directory on the way
+            raise
+        except OSError as error:
+            if error is reader.failure:
+                raise  # the stream broke, not the unpacking
+            raise unpacking_error(error, entry) from error
+
+    def _settle(self) -> None:
+        """What other processes were given is there when this returns."""
+        if self._files is not None and self._files.pending:
+            self._files.settle()
+
+    def _settle_name(self, base: bytes, real: bytes) -> None:
+        if self._files is not None and join(real, base) in self._files.pending:
+            self._files.settle()
+
+    def finish(self, lowers: Sequence[str]) -> None:
+        """Set what directories have, and drop marks that hide nothing of ``lowers``, all that lies below, top first.
+
+        A root without an entry takes after that of the topmost.
+        """
         if b"" not in self._directories:
-            root = os.fsencode(parent) if parent else None
+            root = os.fsencode(lowers[0]) if lowers else None
             self._directories[b""] = read_attributes(root, os.lstat(root)) if root else Attributes()
-        if self._hides_all:
-            for name in {name for lower in self._lowers or () for name in os.listdir(os.fsencode(lower))}:
-                self._whiteout(WHITEOUT + name, self._root, b"")
+        self._marks.drop_useless(lowers)
         for path in sorted(self._directories, reverse=True):
             fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
@@ -112,24 +141,33 @@ class Extractor:
                 os.close(fd)
 
     def _unpack(self, entry: Entry) -> None:
-        path = clean(entry.name)
-        head, _, base = path.rpartition(b"/")
-        try:
-            parent = self._parents.get(head) or self._enter_next(head)
-        except _NoDirectory as error:
-            if base.startswith(WHITEOUT):
-                return  # umoci deletes one by one what lay in a directory that is a file now
-            raise CorruptLayer(error.message, entry=error.entry) from None
+        head, base = place(entry)
         if base.startswith(WHITEOUT):
-            self._whiteout(base, *parent)
-        elif not path:
+            self._whiteout_at(head, base)
+            return
+        dir_fd, real = self._parents.get(head) or self._enter_next(head)
+        if not base:
             if entry.kind != layer.DIRECTORY:
                 raise UnsafeEntry("the root of a layer must be a directory", entry=entry.display)
             self._directories[b""] = entry
         else:
-            self._kinds[entry.kind](entry, base, *parent)
+            self._settle_name(base, real)
+            self._kinds[entry.kind](entry, base, dir_fd, real)
+            self._own(join(real, base))
+
+    def _own(self, path: bytes) -> None:
+        """An entry has made ``path``: the layer's own is that now, and with it each directory above it."""
+        if self._borrowed:
+            self._borrowed.discard(path)
+            while (path := path.rpartition(b"/")[0]) in self._borrowed:
+                self._borrowed.remove(path)
 
     def _file(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
+        if self._files is not None and self._files.takes(entry):
+            path = join(real, base)
+            if path not in self._directories and path not in self._borrowed:
+                self._files.add(entry, real, base, self._reader.pieces())
+                return
         mode = entry.mode & 0o777
         try:
             fd = os.open(base, CREATE, mode, dir_fd=dir_fd)
@@ -137,47 +175,13 @@ class Extractor:
             self._clear(base, dir_fd, real)
             fd = os.open(base, CREATE, mode, dir_fd=dir_fd)
         try:
-            if entry.sparse is None:
-                for piece in self._reader.pieces():
-                    write_all(fd, piece)
-            else:
-                self._write_sparse(fd, entry)
-            self._dress(fd, entry, created=mode)
+            write_content(fd, entry, self._reader)
+            dress(fd, entry, self._owner, mode)
         finally:
             os.close(fd)
 
-    def _write_sparse(self, fd: int, entry: Entry) -> None:
-        assert entry.sparse is not None  # noqa: S101
-        os.ftruncate(fd, entry.sparse.size)
-        regions = iter(entry.sparse.regions)
-        left = 0
-        for piece in self._reader.pieces():
-            view = memoryview(piece)
-            while view:
-                while not left:
-                    offset, left = next(regions, (0, -1))
-                    if left < 0:
-                        return
-                    os.lseek(fd, offset, os.SEEK_SET)
-                write_all(fd, view[:left])
-                taken = min(left, len(view))
-                view, left = view[taken:], left - taken
-        if left or any(length for _, length in regions):
-            raise CorruptLayer(f"the sparse file {entry.display!r} is truncated", entry=entry.display)
-
-    def _dress(self, fd: int, entry: Entry | Attributes, created: int) -> None:
-        """Owner first, for chown clears set-ID bits and capabilities; times last."""
-        changed = (entry.uid, entry.gid) != self._owner
-        if changed:
-            os.fchown(fd, entry.uid, entry.gid)
-        if entry.mode != created:
-            os.fchmod(fd, entry.mode)
-        if entry.xattrs:
-            set_xattrs(fd, entry.xattrs)
-        os.utime(fd, ns=(entry.atime, entry.mtime))
-
     def _dress_directory(self, fd: int, attributes: Entry | Attributes) -> None:
-        self._dress(fd, attributes, created=0o700)
+        dress(fd, attributes, self._owner, 0o700)
 
     def _directory(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
         self._make_directory(base, dir_fd, real)
@@ -193,38 +197,22 @@ class Extractor:
                 return
             self._clear(base, dir_fd, real)
             os.mkdir(base, 0o700, dir_fd=dir_fd)
-            os.setxattr(fd_path(dir_fd, base), OPAQUE, b"y")
-
-    def _symlink(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        try:
-            os.symlink(entry.link, base, dir_fd=dir_fd)
-        except FileExistsError:
-            self._clear(base, dir_fd, real)
-            os.symlink(entry.link, base, dir_fd=dir_fd)
-        self._dress_name(entry, base, dir_fd)
+            self._marks.opaque(join(real, base), base, dir_fd)
 
     def _node(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        kind = {layer.CHARACTER: stat.S_IFCHR, layer.BLOCK_DEVICE: stat.S_IFBLK, layer.FIFO: stat.S_IFIFO}[entry.kind]
         try:
-            os.mknod(base, kind | entry.mode & 0o777, entry.device, dir_fd=dir_fd)
+            make_node(entry, base, dir_fd)
         except FileExistsError:
             self._clear(base, dir_fd, real)
-            os.mknod(base, kind | entry.mode & 0o777, entry.device, dir_fd=dir_fd)
-        self._dress_name(entry, base, dir_fd)
-
-    def _dress_name(self, entry: Entry, base: bytes, dir_fd: int) -> None:
-        if (entry.uid, entry.gid) != self._owner:
-            os.chown(base, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=False)
-        if entry.mode & 0o7000 and entry.kind != layer.SYMLINK:
-            os.chmod(fd_path(dir_fd, base), entry.mode)
-        if entry.xattrs:
-            set_xattrs(fd_path(dir_fd, base), entry.xattrs)
-        os.utime(base, ns=(entry.atime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
+            make_node(entry, base, dir_fd)
+        dress_node(entry, base, dir_fd, self._owner)
 
     def _link(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
         source_fd, source_real, source = self._link_source(entry)
         if (source_real, source) == (real, base):
             return
+        if is_below(join(source_real, source), join(real, base)):
+            raise CorruptLayer(f"{entry.display!r} is a hard link to what lies below itself", entry=entry.display)
         for _ in range(2):
             try:
                 os.link(source, base, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
@@ -236,15 +224,17 @@ class Extractor:
     def _link_source(self, entry: Entry) -> tuple[int, bytes, bytes]:
         """Parent, its path, and name of a hard link's target; what only a lower layer has is copied up first."""
         try:
-            path = clean(entry.link.lstrip(b"/"))
+            path = clean(entry.link)
         except UnsafeEntry:
             path = b""
         head, _, base = path.rpartition(b"/")
         if not base:
             raise UnsafeEntry(f"{entry.display!r} is a hard link out of the root", entry=entry.display)
         parent = self._parents.get(head)
-        if parent and _exists(base, parent[0]):
-            return *parent, base
+        if parent:
+            self._settle_name(base, parent[1])
+            if _exists(base, parent[0]):
+                return *parent, base
         view = self._view()
         real_head = view.resolve(head)
         found = view.locate(join(real_head, base))
@@ -254,34 +244,80 @@ class Extractor:
             raise kind(f"{entry.display!r} is a hard link to {target!r}, no file of the image", entry=entry.display)
         dir_fd, real = self._parents.get(real_head) or self._enter(real_head)
         if not _exists(base, dir_fd):
-            copy_file(found.path, found.stat, dir_fd, base)
-            self._copied.add(join(real, base))
+            self._copy_up(view, join(real, base), found)
         return dir_fd, real, base
 
-    def _whiteout(self, base: bytes, dir_fd: int, real: bytes) -> None:
-        if base == WHITEOUT_OPAQUE:
-            if real:
-                os.setxattr(fd_path(dir_fd), OPAQUE, b"y")
-            elif self._lowers is None:
-                raise LowersNeeded
-            else:
-                self._hides_all = True  # overlay merges roots, whatever is on them
-            return
-        name = base[len(WHITEOUT) :]
-        if base.startswith(WHITEOUT_META):  # aufs's own bookkeeping
-            return
-        if name in {b"", b".", b".."}:
-            shown = os.fsdecode(join(real, base))
-            raise UnsafeEntry(f"{shown!r} would delete a directory from inside", entry=shown)
-        if join(real, name) in self._copied:
-            self._copied.discard(join(real, name))
-            os.unlink(name, dir_fd=dir_fd)
+    def _copy_up(self, view: MergedView, path: bytes, found: Found) -> None:
+        """Copy a file of a lower layer, under all the names that the view shows it by."""
+        for name in view.names_of(path, found):
+            head, _, base = name.rpartition(b"/")
+            self._materialize(head)
+            dir_fd = openat2(self._root, head or b".", DIRECTORY, resolve=STRICT)
+            try:
+                if name == path:
+                    copy_file(found.path, found.stat, dir_fd, base)
+                else:
+                    os.link(path, base, src_dir_fd=self._root, dst_dir_fd=dir_fd, follow_symlinks=False)
+            finally:
+                os.close(dir_fd)
+            self._borrowed.add(name)
+
+    def _whiteout_at(self, head: bytes, base: bytes) -> None:
+        """Carry out a whiteout where its directory is; where there is none it has nothing to do."""
+        name = base if base == WHITEOUT_OPAQUE else hidden_name(head, base)
+        if not name or not (head in self._parents or self._leads_to_directory(head)):
+            return  # umoci also deletes one by one what lay in a directory that is a file now
+        parent = self._parents.get(head) or self._enter_next(head)
+        if base != WHITEOUT_OPAQUE:
+            self._settle_name(name, parent[1])
+            self._hide(name, *parent)
+        elif parent[1]:
+            self._hide_below(parent[1], b"", parent[0])
+        else:
+            self._hide_all()
+
+    def _leads_to_directory(self, head: bytes) -> bool:
+        """Whether the merged view has a directory there."""
         try:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+            os.close(openat2(self._root, head, DIRECTORY, resolve=STRICT))
+        except KernelError as error:
+            if error.errno not in NOT_THERE:
+                raise
+            view = self._view()
+            found = view.locate(view.resolve(head))
+            return found is not None and stat.S_ISDIR(found.stat.st_mode)
+        return True
+
+    def _hide(self, name: bytes, dir_fd: int, real: bytes) -> None:
+        """Delete what lower layers have there. What this layer has made itself stays."""
+        path = join(real, name)
+        if path in self._borrowed:
+            self._clear(name, dir_fd, real)
+        try:
+            self._marks.whiteout(name, dir_fd, real)
         except FileExistsError:
-            # This layer has it too, which a whiteout does not touch; a directory no longer merges with those below.
             if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-                os.setxattr(fd_path(dir_fd, name), OPAQUE, b"y")
+                self._hide_below(path, name, dir_fd)
+
+    def _hide_below(self, path: bytes, name: bytes, dir_fd: int) -> None:
+        """The directory ``path``, which is ``name`` (or nothing) below ``dir_fd``, merges no longer with lower ones."""
+        self._marks.opaque(path, name, dir_fd)
+        for each in sorted(each for each in self._borrowed if is_below(each, path)):
+            if each in self._borrowed:  # and not gone with one above it
+                head, _, base = each.rpartition(b"/")
+                fd = openat2(self._root, head, DIRECTORY, resolve=STRICT)
+                try:
+                    self._clear(base, fd, head)
+                finally:
+                    os.close(fd)
+
+    def _hide_all(self) -> None:
+        """An opaque root: overlay merges roots, whatever is on them, so each name is hidden."""
+        if self._lowers is None:
+            raise LowersNeeded
+        for name in names_in([os.fsencode(lower) for lower in self._lowers]):
+            self._settle_name(name, b"")
+            self._hide(name, self._root, b"")
 
     def _enter_next(self, head: bytes) -> tuple[int, bytes]:
         """The parent of a new entry: here, where nobody holds one, their number is kept down."""
@@ -295,7 +331,7 @@ class Extractor:
         try:
             fd = openat2(self._root, head, DIRECTORY, resolve=STRICT)
         except KernelError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in NOT_THERE:
                 raise
             real = self._materialize(head)
             fd = openat2(self._root, real or b".", DIRECTORY, resolve=STRICT)
@@ -304,6 +340,7 @@ class Extractor:
 
     def _materialize(self, head: bytes) -> bytes:
         """Make the directory that ``head`` means in the merged view, and give its true path."""
+        self._settle()
         view = self._view()
         real = view.resolve(head)
         parent = b""
@@ -317,9 +354,10 @@ class Extractor:
                     self._make_directory(part, dir_fd, parent)
                     inherits = found is not None and stat.S_ISDIR(found.stat.st_mode)
                     self._directories[path] = read_attributes(*found) if found and inherits else Attributes()
+                    self._borrowed.add(path)
                 elif not stat.S_ISDIR(status.st_mode):
                     name = os.fsdecode(head)
-                    raise _NoDirectory(f"{os.fsdecode(path)!r} is no directory, and has entries below", entry=name)
+                    raise CorruptLayer(f"{os.fsdecode(path)!r} is no directory, and has entries below", entry=name)
             finally:
                 os.close(dir_fd)
             parent = path
@@ -332,24 +370,25 @@ class Extractor:
     def _view(self) -> MergedView:
         if self._lowers is None:
             raise LowersNeeded
+        self._settle()
         return MergedView([self._path, *self._lowers])
 
     def _clear(self, base: bytes, dir_fd: int, real: bytes) -> None:
         """Remove what an earlier entry made."""
-        status = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
-        if not stat.S_ISDIR(status.st_mode):
-            os.unlink(base, dir_fd=dir_fd)
-            self._copied.discard(join(real, base))
-            return
-        import shutil
-
+        self._settle()
         gone = join(real, base)
-        shutil.rmtree(base, dir_fd=dir_fd)
+        self._borrowed.discard(gone)
+        if not stat.S_ISDIR(os.stat(base, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            os.unlink(base, dir_fd=dir_fd)
+            return
+        remove_tree(os.fsdecode(base), dir_fd)
+        self._marks.forget(gone)
+        self._borrowed = {path for path in self._borrowed if not is_below(path, gone)}
         self._directories = {
-            path: what for path, what in self._directories.items() if path != gone and not path.startswith(gone + b"/")
+            path: what for path, what in self._directories.items() if path != gone and not is_below(path, gone)
         }
         for head, (fd, path) in list(self._parents.items()):
-            if path == gone or path.startswith(gone + b"/"):
+            if path == gone or is_below(path, gone):
                 os.close(fd)
                 del self._parents[head]
 
@@ -358,40 +397,6 @@ class Extractor:
             if head or fd != self._root:
                 os.close(fd)
         self._parents = {b"": (self._root, b"")}
-
-
-def clean(name: bytes) -> bytes:
-    """A name as a relative path without ``.``, ``..`` and empty components; empty for the root itself.
-
-    Raises :class:`UnsafeEntry` where it is absolute or climbs above the root.
-    """
-    name = name.removeprefix(b"./").removesuffix(b"/")
-    if name and name[0] not in b"./" and b"/." not in name and b"//" not in name:
-        return name
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            if not parts:
-                raise _escape(name, "climbs above the root")
-            parts.pop()
-        elif part not in {b"", b"."}:
-            parts.append(part)
-    if name.startswith(b"/"):
-        raise _escape(name, "is an absolute path")
-    return b"/".join(parts)
-
-
-def join(head: bytes, base: bytes) -> bytes:
-    """``head/base``, and ``base`` in the root."""
-    return head + b"/" + base if head else base
-
-
-def write_all(fd: int, content: bytes | memoryview) -> None:
-    """Write all of it; a disk takes it at once, save at its end or where a signal comes."""
-    written = os.write(fd, content)
-    while written < len(content):
-        content = memoryview(content)[written:]
-        written = os.write(fd, content)
 
 
 def _exists(name: bytes, dir_fd: int) -> bool:
@@ -404,15 +409,3 @@ def _status(name: bytes, dir_fd: int) -> os.stat_result | None:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
-
-
-def _escape(name: bytes, what: str) -> UnsafeEntry:
-    shown = os.fsdecode(name)
-    return UnsafeEntry(f"the layer's entry {shown!r} {what}", entry=shown)
-
-
-def _translated(error: OSError, entry: Entry) -> Exception:
-    name = entry.display
-    if error.errno in REFUSED:
-        return CorruptLayer(f"cannot unpack {name!r}: {os.strerror(error.errno or 0)}", entry=name)
-    return KernelError("unpack", error.errno or 0, name)

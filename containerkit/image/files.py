@@ -6,20 +6,22 @@ import fcntl
 import io
 import os
 import stat
-import tarfile
 import tempfile
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from containerkit.errors import InvalidArchive
+from containerkit.errors import CorruptLayer, InvalidArchive
 from containerkit.image.layer import BLOCK, FILE
+from containerkit.image.limits import STANDARD
 from containerkit.image.stream import PIECE
+from containerkit.image.tarindex import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
-MOST_LINKS = 4
+    from containerkit.image.limits import ImageLimits
+
 RECORD = 20 * BLOCK
 
 
@@ -57,20 +59,15 @@ class DirectoryFiles:
 class TarFiles:
     """Those of a plain tar; any number of threads may read at once."""
 
-    def __init__(self, path: str, shown: str = "") -> None:
+    def __init__(self, path: str, shown: str = "", limits: ImageLimits = STANDARD) -> None:
         self._path = path
         shown = shown or path
         try:
-            with tarfile.open(path, "r:") as tar:
-                members = tar.getmembers()
-                end = os.stat(path).st_size
-                self._places = {
-                    os.path.normpath(member.name): (found.offset_data, found.size)
-                    for member in members
-                    if (found := _target(tar, member)) is not None
-                }
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise InvalidArchive(f"{shown} is not a tar, or a damaged one: {error}") from error
+            with open(path, "rb", buffering=0) as file:
+                self._places = places(file.fileno(), limits)
+                end = os.fstat(file.fileno()).st_size
+        except CorruptLayer as error:
+            raise InvalidArchive(f"{shown} is not a tar, or a damaged one: {error.message}") from error
         if any(offset + size > end for offset, size in self._places.values()):
             raise InvalidArchive(f"{shown} is truncated")
 
@@ -217,19 +214,3 @@ def _write_exactly(file: BinaryIO, name: str, size: int, pieces: Iterable[bytes]
         file.write(piece)
     if left:
         raise InvalidArchive(f"{name} should have {size} bytes and has {size - left}")
-
-
-def _target(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """The file behind a member; early docker archives share layers by links."""
-    try:
-        found = member
-        for _ in range(MOST_LINKS):
-            if found.isreg():
-                return found
-            if not (found.issym() or found.islnk()):
-                return None
-            at = os.path.dirname(found.name) if found.issym() else ""
-            found = tar.getmember(os.path.normpath(os.path.join(at, found.linkname)))
-    except KeyError:
-        pass
-    return None

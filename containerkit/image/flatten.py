@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CorruptLayer
 from containerkit.image.attributes import Attributes
-from containerkit.image.contents import Contents, open_layer
-from containerkit.image.extract import WHITEOUT, join
+from containerkit.image.contents import Contents, open_layer, pairs
+from containerkit.image.inspect import file_pieces
 from containerkit.image.layer import BLOCK, DIRECTORY, FILE, LINK
+from containerkit.image.members import WHITEOUT, join
 from containerkit.image.write import END, MARK, header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from containerkit.image.contents import Inode, Node
+    from containerkit.image.digest import Digest
     from containerkit.image.layer import Entry
     from containerkit.image.model import Descriptor
     from containerkit.image.transfer import BlobSource
@@ -36,17 +38,21 @@ class _Work(NamedTuple):
     whiteouts: list[bytes]
 
 
-def flattened(source: BlobSource, layers: Sequence[Descriptor], below: int = 0) -> Iterator[bytes]:
+def flattened(
+    source: BlobSource, layers: Sequence[Descriptor], below: int = 0, diff_ids: Sequence[Digest] = ()
+) -> Iterator[bytes]:
     """A plain layer tar, in pieces, that does what all of ``layers`` but the lowest ``below`` do, on top of those.
 
+    ``diff_ids`` are what the layers must unpack to, where that is known. Holes are written as zeros, for engines refuse
+    sparse members when they save.
     Raises :class:`ContentMismatch`, :class:`LayerError` and what the source raises.
     """
     contents = Contents()
     base: Names = {}
-    for number, descriptor in enumerate(layers):
+    for number, (descriptor, diff_id) in enumerate(pairs(layers, diff_ids)):
         if number == below:
             base = {name: node.inode for name, node in contents.walk()}
-        with open_layer(source, descriptor) as reader:
+        with open_layer(source, descriptor, diff_id) as reader:
             contents.add(reader)
     work = _plan(contents, base, below)
     for name, directory in work.directories:
@@ -119,27 +125,13 @@ def _data(source: BlobSource, descriptor: Descriptor, wanted: dict[int, bytes]) 
     with open_layer(source, descriptor) as reader:
         while entry := reader.next():
             if (name := wanted.pop(number, None)) is not None:
-                head, size = _file_header(name, entry)
-                yield head
-                for piece in reader.pieces():
-                    yield bytes(piece)
+                size = entry.sparse.size if entry.sparse is not None else entry.size
+                yield header(name, FILE, _attributes(entry), size=size)
+                yield from file_pieces(reader, entry)
                 yield bytes(-size % BLOCK)
             number += 1
     if wanted:
         raise CorruptLayer(f"{descriptor.digest} has changed while it was read")
-
-
-def _file_header(name: bytes, entry: Entry) -> tuple[bytes, int]:
-    """A file's header, a sparse one's with its map, and how many bytes are padded after the data."""
-    from containerkit.image import write
-
-    if entry.sparse is None:
-        return header(name, FILE, _attributes(entry), size=entry.size), entry.size
-    table = write.sparse_map(list(entry.sparse.regions), entry.sparse.size)
-    stored = entry.sparse.stored()
-    records = write.sparse_records(name, entry.sparse.size)
-    shown = write.sparse_name(name)
-    return header(shown, FILE, _attributes(entry), size=len(table) + stored, extra=records) + table, stored
 
 
 def _attributes(entry: Entry) -> Attributes:

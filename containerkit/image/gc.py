@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from containerkit.errors import ContainerkitError, InvalidReference
 from containerkit.image.digest import Digest
 from containerkit.image.drivers import driver
-from containerkit.image.ingest import PARTIAL, locked, same_file
-from containerkit.image.inventory import Content, Inventory, disk_bytes
+from containerkit.image.ingest import PARTIAL
+from containerkit.image.inventory import Content, Inventory, content_of, disk_bytes
 from containerkit.image.leases import BLOB, LAYER, begun_before, lease, open_locks, place, place_of
 from containerkit.image.reference import Reference
+from containerkit.linux.locks import locked, same_file
 from containerkit.linux.tree import remove_tree
 from containerkit.state import driver_of
 
@@ -131,6 +132,43 @@ def clear_ingest(state: State, partial_age: float = DAY) -> tuple[str, ...]:
         os.close(locks)
 
 
+def discard(state: State, content: Content) -> bool:
+    """Remove a damaged blob or layer, whoever needs it; False where a running process holds it or it is gone."""
+    locks = open_locks(state.root)
+    try:
+        collection = _Collection(state, Inventory(state), locks, dry_run=False)
+        if path := collection.move(content):
+            collection.remove(path)
+        return bool(path)
+    finally:
+        os.close(locks)
+
+
+def replace_layer(state: State, chain_id: str, tree: str) -> tuple[bool, tuple[str, ...]]:
+    """Put ``tree``, in ``ROOT/ingest``, in the place of the damaged layer ``chain_id``: whether that was done.
+
+    It is not where a container has an image with that layer (then also the names of those) or a running process holds
+    it.
+    """
+    locks = open_locks(state.root)
+    try:
+        collection = _Collection(state, Inventory(state), locks, dry_run=False)
+        with state.transaction() as database:  # nobody makes a container of it now
+            rows = database.execute(
+                "SELECT containers.name FROM containers JOIN images ON image = images.id, json_each(layers) "
+                "WHERE value = ? ORDER BY containers.name",
+                (chain_id,),
+            ).fetchall()
+            path = "" if rows else collection.move(content_of(LAYER, chain_id))
+            if path:
+                os.rename(tree, collection.place(content_of(LAYER, chain_id)))
+        if path:
+            collection.remove(path)
+        return bool(path), tuple(name for (name,) in rows)
+    finally:
+        os.close(locks)
+
+
 class _Collection:
     """One collection. ``locks`` is a description of the lock file of its own."""
 
@@ -187,12 +225,16 @@ class _Collection:
             for content in sorted(self._inventory.stored() - needed):
                 if content.kind == BLOB and not blobs:
                     continue
-                if path := self._move(content):
+                if path := self.move(content):
                     moved[content] = path
             return moved
 
-    def _move(self, content: Content) -> str:
-        """Where it was moved to, or where it is in a dry run; empty where somebody uses it."""
+    def place(self, content: Content) -> str:
+        """Where content lies, or would."""
+        return self._inventory.path(content)
+
+    def move(self, content: Content) -> str:
+        """Move content out of sight: to where, or in a dry run where it is; empty where somebody uses it."""
         path = self._inventory.path(content)
         number = place_of(*content)
         if not place(self._locks, fcntl.F_WRLCK, number):

@@ -74,6 +74,7 @@ class HostImage:
     digest = ""
     layers: tuple[str, ...] = ()
     lowers = ("/",)
+    driver = ""
     in_memory = WRITABLE_BYTES
     run = RunConfig(command=("/bin/sh",))
 

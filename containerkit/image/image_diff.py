@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.image.changes import ADDED, CHANGED, DELETED, Change
-from containerkit.image.contents import open_layer, read_contents
+from containerkit.image.contents import diff_ids_of, open_layer, read_contents
 from containerkit.image.digest import new_hash
 from containerkit.image.inspect import file_pieces
 from containerkit.image.layer import DIRECTORY, FILE
@@ -35,7 +35,9 @@ def diff_images(old: Side, new: Side) -> list[Change]:
     is another is not. Files of equal attributes are compared by the hash of their content, unless they are of the same
     layer. Raises :class:`ContentMismatch`, :class:`LayerError` and what the sources raise.
     """
-    before, after = read_contents(old.source, old.manifest.layers), read_contents(new.source, new.manifest.layers)
+    before, after = (
+        read_contents(side.source, side.manifest.layers, diff_ids_of(side.source, side.manifest)) for side in (old, new)
+    )
     nodes = dict(before.walk()), dict(after.walk())
     changes: dict[bytes, str] = {}
     doubtful: list[bytes] = []

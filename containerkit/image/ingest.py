@@ -1,24 +1,25 @@
 """Blobs that are being written: new ones without a name, and downloads that go on where the last attempt ended.
 
-A download is written to ``ROOT/ingest/partial-ALGORITHM-HEX``, under an exclusive lock (flock(2)) that ends with its
-writer. What a failed connection or a killed process leaves there, the next attempt reads again from the disk, hashes,
-and asks its source only for the rest. Somebody else who wants the same blob meanwhile does not wait: a writer may
-itself have to wait for lower layers, and two could wait for each other. It writes a nameless copy; the last one to
-finish replaces equal content.
+A download whose source can be asked for the rest of it (``open_at``: a registry) is written to
+``ROOT/ingest/partial-ALGORITHM-HEX``, under an exclusive lock (flock(2)) that ends with its writer. What a failed
+connection or a killed process leaves there, the next attempt reads again from the disk, hashes, and asks its source
+only for the rest. Somebody else who wants the same blob meanwhile does not wait: a writer may itself have to wait for
+lower layers, and two could wait for each other. It writes a nameless copy; the last one to finish replaces equal
+content.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import tempfile
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from containerkit.errors import ImageError, KernelError
-from containerkit.image.extract import write_all
 from containerkit.image.leases import BLOB, hold
+from containerkit.linux.locks import locked, same_file
+from containerkit.linux.paths import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,16 +35,24 @@ SMALLEST_PARTIAL = 256 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Resumable(Protocol):
+    """A source that can be asked for the rest of a blob."""
+
+    def open_at(self, descriptor: Descriptor, offset: int) -> BinaryIO:
+        """Its content from ``offset`` on."""
+
+
 class Ingest:
     """A blob that is being written; a context manager.
 
     At the end of the block it is gone unless it was committed, or unless it is a download that is worth going on with:
-    neither its content nor a full disk was the reason why it failed. Raises :class:`KernelError` with ``path`` and
-    ``errno`` where the disk is full or fails.
+    its ``source`` can be asked for the rest, and neither its content nor a full disk was the reason why it failed.
+    Raises :class:`KernelError` with ``path`` and ``errno`` where the disk is full or fails.
     """
 
-    def __init__(self, root: str, descriptor: Descriptor | None = None) -> None:
+    def __init__(self, root: str, descriptor: Descriptor | None = None, source: BlobSource | None = None) -> None:
         self._root = root
+        descriptor = descriptor if hasattr(source, "open_at") else None
         with _named(os.path.join(root, "ingest")):
             opened = _open_partial(root, descriptor) if descriptor is not None else None
             self.resumable = opened is not None
@@ -144,14 +153,19 @@ class Resumed:
         return self._stream.read(size)
 
     def _open(self) -> None:
-        open_at = getattr(self._source, "open_at", None)
-        if self._ingest.offset and open_at is not None:
-            self._stream = open_at(self._descriptor, self._ingest.offset)
-            return
-        self._stream = self._source.open(self._descriptor)
-        left = self._ingest.offset
-        while left and (skipped := len(self._stream.read(min(left, 1 << 20)))):  # a source that begins anew
-            left -= skipped
+        if self._ingest.offset:
+            self._stream = cast("Resumable", self._source).open_at(self._descriptor, self._ingest.offset)
+        else:
+            self._stream = self._source.open(self._descriptor)
+
+
+def another_place(source: BlobSource, descriptor: Descriptor) -> bool:
+    """After content of ``source`` that was wrong: whether opening it again asks somebody else, as behind mirrors.
+
+    A source with several places has a method ``discredit(descriptor)`` that says so.
+    """
+    discredit = getattr(source, "discredit", None)
+    return discredit is not None and bool(discredit(descriptor))
 
 
 def sync_directory(path: str) -> None:
@@ -166,23 +180,6 @@ def sync_directory(path: str) -> None:
 def partial_path(root: str, digest: Digest) -> str:
     """Where an unfinished download of ``digest`` is kept."""
     return os.path.join(root, "ingest", f"{PARTIAL}{digest.algorithm}-{digest.hex}")
-
-
-def locked(fd: int) -> bool:
-    """Take the exclusive lock of a file in ``ROOT/ingest``; False where its writer is alive."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def same_file(fd: int, path: str) -> bool:
-    """Whether ``path`` is still the file that was opened."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _open_partial(root: str, descriptor: Descriptor) -> tuple[int, str] | None:

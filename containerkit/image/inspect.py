@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CorruptLayer, FileTooLarge, InvalidImage, PathNotInImage, UnsafeEntry
-from containerkit.image.contents import open_layer, read_contents
+from containerkit.image.contents import diff_ids_of, open_layer, read_contents
 from containerkit.image.layer import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, SYMLINK
 from containerkit.image.lookup import find_file
 from containerkit.image.stream import PIECE
@@ -130,7 +130,8 @@ def tree(source: BlobSource, manifest: Manifest, config: ImageConfig | None = No
         raise InvalidImage(
             f"the manifest has {len(manifest.layers)} layers, the config {len(config.diff_ids)} diff ids"
         )
-    contents = read_contents(source, manifest.layers)
+    diff_ids = config.diff_ids if config is not None else diff_ids_of(source, manifest)
+    contents = read_contents(source, manifest.layers, diff_ids)
     files = tuple(_tree_file(name, node) for name, node in contents.walk())
     layers = tuple(
         TreeLayer(layer.digest, use.entries, use.stored, use.added, use.replaced, use.removed)
@@ -144,6 +145,8 @@ def tree(source: BlobSource, manifest: Manifest, config: ImageConfig | None = No
 def read_file(source: BlobSource, manifest: Manifest, path: str | bytes, *, limit: int = LARGEST_FILE) -> bytes:
     """The content of one file of the merged image, of at most ``limit`` bytes; links are followed inside the image.
 
+    Layers from the topmost down to the one that decides are read and checked, also against their diff ids; those below
+    are not looked at.
     Raises :class:`PathNotInImage` (a ``FileNotFoundError``) for what is not there, or is no file,
     :class:`FileTooLarge`, :class:`ContentMismatch`, :class:`LayerError` and what the source raises.
     """
@@ -213,7 +216,8 @@ class _Content(io.RawIOBase):
 
 def _find(source: BlobSource, manifest: Manifest, path: str | bytes) -> Inode:
     try:
-        inode = find_file(source, manifest.layers, os.fsencode(path).rstrip(b"/") or b".")
+        name = os.fsencode(path).rstrip(b"/") or b"."
+        inode = find_file(source, manifest.layers, name, diff_ids_of(source, manifest))
     except UnsafeEntry as error:
         if error.entry != _shown(path):
             raise

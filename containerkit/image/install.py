@@ -10,10 +10,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import ImageTooLarge, InvalidImage, LayerTooLarge, PlatformMismatch
+from containerkit.errors import ContentMismatch, ImageTooLarge, InvalidImage, LayerTooLarge, PlatformMismatch
 from containerkit.image import platform as platforms
 from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import parse_config, parse_document, require_image
+from containerkit.image.filewriters import writers
+from containerkit.image.ingest import another_place
 from containerkit.image.limits import STANDARD, Meter, check_document, check_layer_size, check_layers
 from containerkit.image.model import Index, Layer
 from containerkit.image.progress import Meterer
@@ -48,10 +50,11 @@ class Installed(NamedTuple):
 
 
 class Installer:
-    """Installs one image of a source below ``root``, whose lock the caller holds (:func:`.locks.shared`).
+    """Installs one image of a source below ``root``, under a lease that the caller holds (:func:`.leases.lease`).
 
     ``platform`` says which image of an index is wanted, by default the one that fits this machine best; ``progress``
-    is told how the layers come. With ``durable`` all is on the disk before the image gets its row.
+    is told how the layers come. With ``durable`` all is on the disk before the image gets its row. Without ``unpack``
+    the layers stay as they travel, unpacked later by :meth:`unpack`, which compares their diff ids then.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Installer:
         limits: ImageLimits = STANDARD,
         progress: Watcher | None = None,
         durable: bool = False,
+        unpack: bool = True,
     ) -> None:
         self._source = source
         self._name = name
@@ -76,6 +80,7 @@ class Installer:
         self._cancelled = threading.Event()
         self._failures: list[BaseException] = []
         self._installer = LayerInstaller(root, source, self._cancelled, Meter(limits))
+        self._installer.unpack = unpack
 
     def install(self, root: Descriptor, body: bytes) -> Installed:
         """Install the image of the manifest or index ``body``, whose digest has been verified.
@@ -90,15 +95,23 @@ class Installer:
         layers = match_layers(manifest, config)
         run = RunConfig.from_config(config)
         self._installer.progress = Meterer(self._watcher, manifest.layers)
-        self._install_layers(layers)
-        if self._durable and self._installer.unpacked:
-            syncfs(self._installer.directory)  # once an image: what gets a row is whole, also after a power failure
-        self._blobs.put_bytes(config.raw)
-        self._blobs.put_bytes(manifest.raw)
+        self.unpack(layers)
+        self._blobs.put_bytes(config.raw, manifest.config.digest)
+        self._blobs.put_bytes(manifest.raw, descriptor.digest)
         size = manifest.config.size + sum(layer.size for layer in manifest.layers)
         chain = tuple(layer.chain_id for layer in layers)
         identity = manifest.config.digest
         return Installed(identity, descriptor.digest, manifest.media_type, run.to_json(), chain, size, time.time_ns())
+
+    def unpack(self, layers: tuple[Layer, ...]) -> None:
+        """Bring in and unpack what is not there yet of an image's layers, lowest first.
+
+        Raises :class:`ContentMismatch`, :class:`LayerError`, :class:`LimitExceeded`, :class:`KernelError` and what the
+        source raises.
+        """
+        self._install_layers(layers)
+        if self._durable and self._installer.unpacked:
+            syncfs(self._installer.directory)  # once an image: what gets a row is whole, also after a power failure
 
     def _check_sizes(self, manifest: Manifest) -> None:
         """Before anything of it is fetched: how many layers there are, and how large they say they are."""
@@ -116,16 +129,13 @@ class Installer:
             return descriptor, document
         if not depth:
             raise self._too_deep("index_depth", self._limits.index_depth)
-        candidates = platforms.candidates(document.manifests, self._platform)
-        failure = platforms.mismatch(
-            self._name, [item.platform for item in document.manifests if item.platform], self._platform
-        )
-        for candidate in candidates:
+        there = [str(item.platform) for item in document.manifests if item.platform is not None]
+        for candidate in platforms.candidates(document.manifests, self._platform):
             try:
                 return self._choose(candidate, self._read_document(candidate), depth - 1)
-            except PlatformMismatch as error:  # of an index that named no platform
-                failure = error
-        raise failure
+            except PlatformMismatch as error:  # of an index within
+                there += error.available
+        raise platforms.mismatch(self._name, there, self._platform)
 
     def _read_document(self, descriptor: Descriptor) -> bytes:
         self._reads += 1
@@ -142,8 +152,13 @@ class Installer:
         if descriptor.data is not None:
             return descriptor.data
         source = self._blobs if self._blobs.has(descriptor) else self._source
-        with source.open(descriptor) as stream:
-            return read_verified(stream, descriptor, descriptor.size)
+        while True:
+            try:
+                with source.open(descriptor) as stream:
+                    return read_verified(stream, descriptor, descriptor.size)
+            except ContentMismatch:
+                if not another_place(source, descriptor):
+                    raise
 
     def _config(self, manifest: Manifest) -> ImageConfig:
         config = parse_config(self._document(manifest.config, "config"))
@@ -154,7 +169,10 @@ class Installer:
         """Install them side by side. The failure that came first is raised; what it made pointless is cancelled."""
         work: list[Future[None]] = []
         chain = tuple(layer.chain_id for layer in layers)
-        with ThreadPoolExecutor(LAYERS_AT_ONCE, "containerkit-layer", initializer=private_umask) as pool:
+        with (
+            writers(self._installer.missing(layers)) as self._installer.writers,
+            ThreadPoolExecutor(LAYERS_AT_ONCE, "containerkit-layer", initializer=private_umask) as pool,
+        ):
             try:
                 for number, layer in enumerate(layers):
                     below = Below(chain[:number][::-1], work[-1] if work else None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import BlobNotFound, ContentMismatch, InvalidImage
@@ -14,6 +16,7 @@ from containerkit.image.digest import Digest
 from containerkit.image.leases import BLOB, LAYER, leases
 from containerkit.image.model import Manifest
 from containerkit.image.snapshots import LayerStore
+from containerkit.linux.tree import OPEN_DIRECTORY, Descent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,28 +41,38 @@ class Held(NamedTuple):
     last_used_ns: int
     containers: tuple[str, ...]
     content: frozenset[Content]
-    known: bool  # False: the manifest is damaged, so that there may be more blobs
+    known: bool  # False: a manifest of it is damaged, so that there may be more blobs
+
+
+#: Which layers a manifest names: its digest says that for good, so a process reads each but once, up to a number.
+_read: dict[str, frozenset[Content]] = {}
+MOST_READ = 4096
 
 
 class Inventory:
-    """Reads the images of a state root, again and again; a manifest that was read once is not read again."""
+    """Reads the images of a state root, again and again."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._blobs = BlobStore(state.root)
         self._layers = LayerStore(state.root)
-        self._manifests: dict[str, frozenset[Content] | None] = {}
 
     def images(self) -> list[Held]:
         """Every image, the one that was not used for longest first."""
         database = self._state.database
         names = _grouped(database.execute("SELECT image, name FROM names ORDER BY name"))
         users = _grouped(database.execute("SELECT image, name FROM containers ORDER BY name"))
+        manifests = _grouped(database.execute("SELECT image, manifest FROM names"))
         rows = database.execute(
             "SELECT id, manifest, layers, max(created_ns, ifnull(used_ns, 0)) AS last "
             "FROM images LEFT JOIN uses ON image = id ORDER BY last, id"
         )
-        return [self._held(row, tuple(names.get(row[0], ())), tuple(users.get(row[0], ()))) for row in rows.fetchall()]
+        return [
+            self._held(
+                row, {row[1], *manifests.get(row[0], ())}, tuple(names.get(row[0], ())), tuple(users.get(row[0], ()))
+            )
+            for row in rows.fetchall()
+        ]
 
     def leased(self) -> frozenset[Content]:
         """What the leases with names keep."""
@@ -78,23 +91,31 @@ class Inventory:
             return self._blobs.path(Digest(content.key))
         return self._state.path("layers", content.key)
 
-    def _held(self, row: tuple[str, str, str, int], names: tuple[str, ...], users: tuple[str, ...]) -> Held:
-        identity, manifest, chain, last = row
-        if manifest not in self._manifests:
-            self._manifests[manifest] = self._layer_blobs(Digest(manifest))
-        blobs = self._manifests[manifest]
-        own = {Content(BLOB, identity), Content(BLOB, manifest)}
-        trees = {content_of(LAYER, chain_id) for chain_id in json.loads(chain)}
-        return Held(identity, names, last, users, frozenset(own | trees | (blobs or set())), blobs is not None)
+    def _held(
+        self, row: tuple[str, str, str, int], manifests: set[str], names: tuple[str, ...], users: tuple[str, ...]
+    ) -> Held:
+        identity, _, chain, last = row
+        content = {Content(BLOB, identity), *(content_of(LAYER, chain_id) for chain_id in json.loads(chain))}
+        known = True
+        for manifest in manifests:
+            blobs = self._layer_blobs(Digest(manifest))
+            known = known and blobs is not None
+            content |= {Content(BLOB, manifest), *(blobs or ())}
+        return Held(identity, names, last, users, frozenset(content), known)
 
     def _layer_blobs(self, manifest: Digest) -> frozenset[Content] | None:
+        if known := _read.get(manifest):
+            return known
         try:
             document = parse_document(self._blobs.read(manifest))
         except (BlobNotFound, ContentMismatch, InvalidImage):
             return None
         if not isinstance(document, Manifest):
             return None
-        return frozenset(Content(BLOB, layer.digest) for layer in document.layers)
+        if len(_read) >= MOST_READ:
+            _read.clear()
+        _read[manifest] = found = frozenset(Content(BLOB, layer.digest) for layer in document.layers)
+        return found
 
 
 def content_of(kind: str, digest: str) -> Content:
@@ -103,35 +124,57 @@ def content_of(kind: str, digest: str) -> Content:
 
 
 def disk_bytes(path: str, seen: set[tuple[int, int]] | None = None) -> int:
-    """What a file or a tree takes on the disk, as du(1) counts it: blocks, and a file of several names once.
+    """What a file or a tree of any depth takes on the disk, as du(1) counts it: a file of several names once.
 
-    ``seen`` holds the files of several names that were counted already. What vanishes meanwhile counts nothing.
+    Blocks that files share (reflinks, snapshots of btrfs) count for each of them, as they do for du. ``seen`` holds the
+    files of several names that were counted already. What vanishes meanwhile counts nothing.
     """
     seen = set() if seen is None else seen
-    total, waiting = 0, [path]
-    while waiting:
-        path = waiting.pop()
-        try:
-            status = os.lstat(path)
-            if stat.S_ISDIR(status.st_mode):
-                total += status.st_blocks * BLOCK
-                total += _entries(path, seen, waiting)
-                continue
-        except FileNotFoundError:
-            continue
-        total += _blocks(status, seen)
-    return total
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    fd = _directory(path, None) if stat.S_ISDIR(status.st_mode) else -1
+    if fd < 0:
+        return _blocks(status, seen)
+    with Descent(fd) as way:
+        total, names = _entries(fd, seen)
+        waiting = [names]
+        while True:
+            if waiting[-1]:
+                if (fd := _directory(waiting[-1].pop(), way.fd)) >= 0:
+                    way.enter(fd)
+                    size, names = _entries(fd, seen)
+                    total += size
+                    waiting.append(names)
+            elif len(waiting) > 1:
+                waiting.pop()
+                way.leave()
+            else:
+                return total
 
 
-def _entries(directory: str, seen: set[tuple[int, int]], waiting: list[str]) -> int:
-    total = 0
-    with os.scandir(directory) as entries:
+def _directory(name: str, dir_fd: int | None) -> int:
+    """A directory; -1 where it is none any more."""
+    try:
+        return os.open(name, OPEN_DIRECTORY, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return -1
+        raise
+
+
+def _entries(fd: int, seen: set[tuple[int, int]]) -> tuple[int, list[str]]:
+    """What a directory takes, with all that is no directory in it, and the names of those that are."""
+    total, directories = os.fstat(fd).st_blocks * BLOCK, []
+    with os.scandir(fd) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                waiting.append(entry.path)
-            else:
+                directories.append(entry.name)
+                continue
+            with suppress(FileNotFoundError):
                 total += _blocks(entry.stat(follow_symlinks=False), seen)
-    return total
+    return total, directories
 
 
 def _blocks(status: os.stat_result, seen: set[tuple[int, int]]) -> int:

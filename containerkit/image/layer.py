@@ -10,6 +10,7 @@ skipped. Volume labels are skipped; the continuation of a file from another volu
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +39,7 @@ HEADER_ONLY = {LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO}
 DUMPDIR = b"D"  # GNU tar --incremental: a directory, and as its data what was in it
 DEVICES = {CHARACTER, BLOCK_DEVICE}
 XATTR = b"SCHILY.xattr."
+_TIME = re.compile(rb"([+-]?)(\d+)(?:\.(\d*))?(?:[eE]([+-]?\d{1,3}))?")
 SPARSE_KEYS = {b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.map"}
 
 
@@ -236,7 +238,7 @@ class TarReader:
         if kind in HEADER_ONLY or kind == DUMPDIR or (name.endswith(b"/") and kind in PLAIN_FILES and kind != b"S"):
             kind = kind if kind in HEADER_ONLY else DIRECTORY  # older tars say directory with a slash
             if size:
-                self._skip_body(size)
+                self._skip_body(size, zeros=fields[7] == DUMPDIR)
             size = 0
         elif kind not in PLAIN_FILES:
             raise CorruptLayer(f"{os.fsdecode(name)!r} {_refused(kind)}", entry=os.fsdecode(name))
@@ -251,14 +253,15 @@ class TarReader:
         kind = FILE if kind in PLAIN_FILES else kind
         return Entry(name, kind, self._data, mode, uid, gid, mtime, atime, link, device, xattrs, sparse)
 
-    def _skip_body(self, size: int) -> None:
+    def _skip_body(self, size: int, *, zeros: bool) -> None:
         """After an entry that should have no data, skip ``size`` bytes, unless there is the next header, or the end.
 
-        A field may state the size of what a link leads to, or the sum of a directory (POSIX allows both).
+        A field may state the size of what a link leads to, or the sum of a directory (POSIX allows both). Where data
+        may begin with ``zeros``, as the list of an empty directory does, they are not the end.
         """
         block = self.take(BLOCK, at_end=True)
         self._position -= len(block)  # whatever take() did, the block lies in the buffer
-        if block and block != ZERO and not is_header(block):
+        if block and (zeros if block == ZERO else not is_header(block)):
             self._data, self._padding = size, -size % BLOCK
             self._skip()
 
@@ -382,14 +385,30 @@ def pax_number(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
 
 
 def pax_time(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
-    """A decimal time in seconds, with any number of places, as nanoseconds (rounded down)."""
+    """A decimal time in seconds, with any number of places, as nanoseconds (rounded down).
+
+    Also with an exponent, as Python's ``tarfile`` writes a short float (``1e-05``) and, unlike Go's reader, reads it.
+    Everything else that only Python takes (``nan``, ``inf``, ``1_0``, spaces) is refused.
+    """
     value = pax.get(key, b"")
     if not value:
         return default
-    sign, digits = (-1, value[1:]) if value.startswith(b"-") else (1, value)
-    whole, _, places = digits.partition(b".")
-    if not whole.isdigit() or len(whole) > MOST_DIGITS or int(whole) >= NUMBERS or (places and not places.isdigit()):
+    match = _TIME.fullmatch(value)
+    sign, whole, places, exponent = match.groups(b"") if match else (b"", b"", b"", b"")
+    if exponent:
+        whole, places = _shifted(whole, places, int(exponent))
+    if not whole or len(whole) > MOST_DIGITS or int(whole) >= NUMBERS:
         raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value[:80]!r}")
-    nanoseconds = int(places[:9].ljust(9, b"0"))
-    past = sign < 0 and bool(places[9:].strip(b"0"))
-    return sign * (int(whole) * 1_000_000_000 + nanoseconds) - past
+    nanoseconds = int(whole) * 1_000_000_000 + int(places[:9].ljust(9, b"0"))
+    if sign == b"-":
+        return -nanoseconds - bool(places[9:].strip(b"0"))
+    return nanoseconds
+
+
+def _shifted(whole: bytes, places: bytes, exponent: int) -> tuple[bytes, bytes]:
+    """The digits before and behind the point once that has moved by ``exponent`` to the right."""
+    digits, point = whole + places, len(whole) + exponent
+    if point <= 0:
+        return b"0", b"0" * -point + digits
+    digits = digits.ljust(point, b"0")
+    return digits[:point].lstrip(b"0") or b"0", digits[point:]

@@ -143,6 +143,8 @@ class LayoutTar(LayoutSink):
     an index.
     """
 
+    at_once = 1  # a tar has an order
+
     def __init__(self, file: BinaryIO) -> None:
         self._tar = TarTarget(file)
         self._documents: dict[Digest, Manifest | Index] = {}

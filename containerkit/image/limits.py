@@ -35,10 +35,13 @@ class ImageLimits(NamedTuple):
     config: int = 8 << 20
     index_depth: int = 4  # indexes within indexes
     index_reads: int = 64  # documents read in search of one platform's manifest
+    members: int = 100_000  # of the tar of a whole archive, its extended headers too
     devices: bool = True  # whether a layer may have device nodes; False refuses them as UnsafeEntry
 
 
 STANDARD = ImageLimits()
+#: For what has been accepted already, and is read again.
+UNLIMITED = ImageLimits._make((*[1 << 62] * (len(ImageLimits._fields) - 1), True))
 
 
 class Meter:
@@ -82,7 +85,7 @@ def check_ratio(given: int, taken: int, limits: ImageLimits) -> None:
             f"{taken} compressed bytes became {given} and more: over {limits.ratio} times as many",
             limit="ratio",
             allowed=limits.ratio,
-            found=given // max(taken, 1),
+            found=-(-given // max(taken, 1)),  # rounded up
             hint="trust its maker? then give limits with a higher ratio",
         )
 
@@ -93,6 +96,17 @@ def check_document(size: int, limit: str, limits: ImageLimits = STANDARD) -> Non
     if size > allowed:
         raise DocumentTooLarge(
             f"a {limit} may have {allowed} bytes, and this one has {size}", limit=limit, allowed=allowed, found=size
+        )
+
+
+def check_members(count: int, limits: ImageLimits = STANDARD) -> None:
+    """Raise :class:`ImageTooLarge` for an archive of too many members."""
+    if count > limits.members:
+        raise ImageTooLarge(
+            f"the archive has more than {limits.members} members",
+            limit="members",
+            allowed=limits.members,
+            found=count,
         )
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from containerkit.errors import UnsafeEntry
-from containerkit.image.contents import Inode, open_layer, read_contents
-from containerkit.image.extract import WHITEOUT, WHITEOUT_META, WHITEOUT_OPAQUE, clean, join
+from containerkit.image.contents import Inode, open_layer, pairs, read_contents
 from containerkit.image.layer import DIRECTORY, LINK, SYMLINK
+from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, join, place
 from containerkit.image.merged import MOST_LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from containerkit.image.digest import Digest
     from containerkit.image.layer import TarReader
     from containerkit.image.model import Descriptor
     from containerkit.image.transfer import BlobSource
@@ -38,22 +39,22 @@ class _Layer:
         self.whiteouts: set[bytes] = set()
         self.opaque: set[bytes] = set()
         self.plain = True
-        place = 0
+        count = 0
         while entry := reader.next():
-            path = clean(entry.name)
-            head, _, base = path.rpartition(b"/")
+            head, base = place(entry)
             above = self.entries.get(head)
             self.plain = self.plain and (not head or (above is not None and above.kind == DIRECTORY))
             if base == WHITEOUT_OPAQUE:
                 self.opaque.add(head)
             elif base.startswith(WHITEOUT):
-                if not base.startswith(WHITEOUT_META):
-                    self.whiteouts.add(join(head, base[len(WHITEOUT) :]))
+                if name := hidden_name(head, base):
+                    self.whiteouts.add(join(head, name))
             else:
+                path = join(head, base)
                 old = self.entries.get(path)
                 self.plain = self.plain and (old is None or old.kind == entry.kind == DIRECTORY)
-                self.entries[path] = Inode(entry, number, place)
-            place += 1
+                self.entries[path] = Inode(entry, number, count)
+            count += 1
 
     def hides(self, path: bytes) -> bool:
         """Whether nothing that lower layers have at ``path`` is to be seen."""
@@ -66,15 +67,18 @@ class _Layer:
         return False
 
 
-def find_file(source: BlobSource, layers: Sequence[Descriptor], path: bytes) -> Inode | None:
+def find_file(
+    source: BlobSource, layers: Sequence[Descriptor], path: bytes, diff_ids: Sequence[Digest] = ()
+) -> Inode | None:
     """What stands at ``path``, links followed inside the image as a process in it would; None for nothing.
 
+    The layers that are read are read to their ends, and compared with their ``diff_ids`` where those are given.
     Raises :class:`UnsafeEntry` for a symlink that never ends, :class:`ContentMismatch`, :class:`LayerError` and what
     the source raises.
     """
     read: list[_Layer] = []
-    for number in range(len(layers) - 1, -1, -1):
-        with open_layer(source, layers[number]) as reader:
+    for number, (layer, diff_id) in reversed(list(enumerate(pairs(layers, diff_ids)))):
+        with open_layer(source, layer, diff_id) as reader:
             read.append(_Layer(reader, number))
         if not read[-1].plain:
             break
@@ -85,7 +89,7 @@ def find_file(source: BlobSource, layers: Sequence[Descriptor], path: bytes) -> 
                 break
     else:
         return None
-    node = read_contents(source, layers).find(path)
+    node = read_contents(source, layers, diff_ids).find(path)
     return node.inode if node is not None else None
 
 
@@ -137,7 +141,7 @@ def _at(layers: list[_Layer], name: bytes, *, last: bool) -> Inode | None:
 def _behind(layer: _Layer, found: Inode) -> Inode:
     """The file of a hard link, where the same layer has it before the link."""
     while found.kind == LINK and found.entry is not None:
-        target = layer.entries.get(clean(found.entry.link.lstrip(b"/")))
+        target = layer.entries.get(clean(found.entry.link))
         if target is None or target.number >= found.number:
             raise _Undecided(everything=True)
         found = target

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from containerkit.errors import UnsafeEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 OPAQUE = "trusted.overlay.opaque"
 MOST_LINKS = 40
@@ -37,9 +37,8 @@ class MergedView:
         """What stands at ``path``, none of whose components is followed."""
         candidates = self.layers
         found: Found | None = None
-        parts = path.split(b"/") if path else []
-        for depth in range(len(parts) + 1):
-            found, candidates = self.level(candidates, b"/".join(parts[:depth]))
+        for part in (b"", *path.split(b"/")) if path else (b"",):
+            found, candidates = level(candidates, part)
             if found is None:
                 return None
         return found
@@ -77,28 +76,77 @@ class MergedView:
             rest += target.split(b"/")[::-1]
         return b"/".join(real)
 
-    def level(self, candidates: Sequence[bytes], path: bytes) -> tuple[Found | None, list[bytes]]:
-        """The topmost thing at ``path``, and the layers whose directories merge there.
+    def names_of(self, path: bytes, found: Found) -> list[bytes]:
+        """Every path at which the view shows the file that was found at ``path``, that one first.
 
-        ``candidates`` are the layers that merge in its parent: a walk from the root hands them on, step by step.
+        Looks through the whole layer that has it, if it has more names there.
         """
-        found: Found | None = None
-        merging: list[bytes] = []
-        for layer in candidates:
-            full = os.path.join(layer, path) if path else layer
-            try:
-                status = os.lstat(full)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if not stat.S_ISDIR(status.st_mode):
-                if found is None and not is_whiteout(status):
-                    found = Found(full, status)
-                break
-            found = found or Found(full, status)
-            merging.append(layer)
-            if path and is_opaque(full):
-                break
-        return found, merging
+        names = [path]
+        status = found.stat
+        if status.st_nlink > 1:
+            layer = found.path[: -len(path) - 1]
+            for other in _paths_of(layer, status.st_ino):
+                shown = self.locate(other) if other != path else None
+                if shown is not None and os.path.samestat(shown.stat, status):
+                    names.append(other)
+        return names
+
+
+def _paths_of(layer: bytes, inode: int) -> Iterator[bytes]:
+    """The files of a layer's directory that have this inode number, by its own list of names."""
+    waiting = [b""]
+    while waiting:
+        path = waiting.pop()
+        with os.scandir(layer + b"/" + path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(path + entry.name + b"/")
+                elif entry.inode() == inode:
+                    yield path + entry.name
+
+
+def level(directories: Sequence[bytes], name: bytes) -> tuple[Found | None, list[bytes]]:
+    """The topmost thing of this name, and the directories that merge there.
+
+    ``directories`` are those that merge in its parent, top first: a walk from the root hands them on, step by step. An
+    empty name stands for the root.
+    """
+    found: Found | None = None
+    merging: list[bytes] = []
+    for directory in directories:
+        path = directory + b"/" + name if name else directory
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            if found is None and not is_whiteout(status):
+                found = Found(path, status)
+            break
+        found = found or Found(path, status)
+        merging.append(path)
+        if name and is_opaque(path):
+            break
+    return found, merging
+
+
+def names_in(directories: Sequence[bytes]) -> set[bytes]:
+    """What the directories, which merge, top first, show together."""
+    names: set[bytes] = set()
+    gone: set[bytes] = set()
+    for directory in directories:
+        with os.scandir(directory) as entries:
+            found = {each.name: _hides(each) for each in entries}
+        hidden = {name for name, hides in found.items() if hides}
+        names |= found.keys() - hidden - gone
+        gone |= hidden - names
+    return names
+
+
+def _hides(entry: os.DirEntry[bytes]) -> bool:
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+        return False
+    return is_whiteout(entry.stat(follow_symlinks=False))
 
 
 def is_whiteout(status: os.stat_result) -> bool:

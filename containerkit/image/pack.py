@@ -3,9 +3,9 @@
 The caller's thread makes the pieces; one thread hashes them and one compresses and writes. zlib, isal, zstd and
 hashlib release the interpreter's lock for large pieces.
 
-The same pieces give the same bytes, however they are cut, for they are cut anew. gzip's header has no time, no name
-and no system (RFC 1952). isal compresses at several times zlib's speed. Where it is missing zlib takes its place, whose
-bytes are others: the digest of a gzip blob is the promise of one installation, the diff id that of all.
+The same content gives the same bytes, however it comes, for what is compressed is cut anew. gzip's header has no
+time, no name and no system (RFC 1952). isal compresses at several times zlib's speed. Where it is missing zlib takes
+its place, whose bytes are others: a gzip blob's digest is the promise of one installation, the diff id that of all.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def pack(pieces: Iterable[bytes], blobs: BlobStore, compression: str = "gzip", l
         sink = _Sink(compressor, ingest)
         # Plain content has one digest: it need not be hashed twice.
         with _Beside(plain.update) as hashing, _Beside(sink.take) as writing:
-            for piece in _cut(pieces):
+            for piece in pieces if compressor is None else cut(pieces):
                 hashing.put(piece)
                 writing.put(piece)
         diff_id = Digest.from_hash(plain)
         digest = sink.finish() or diff_id
         ingest.commit(digest)
+    blobs.packed.add(digest)
     return Packed(Descriptor(OCI_LAYER + suffix, digest, sink.size), diff_id)
 
 
@@ -200,7 +201,7 @@ class _Beside:
                     self._failure = error
 
 
-def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The same content in pieces of one size: what a compressor makes of it may depend on that."""
     parts: list[bytes | memoryview] = []
     size = 0

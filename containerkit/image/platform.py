@@ -178,7 +178,7 @@ def choose(descriptors: Sequence[Descriptor], name: str, wanted: Platform | None
     """
     found = candidates(descriptors, wanted)
     if not found:
-        raise mismatch(name, [item.platform for item in descriptors if item.platform is not None], wanted)
+        raise mismatch(name, [str(item.platform) for item in descriptors if item.platform is not None], wanted)
     return found[0]
 
 
@@ -189,10 +189,11 @@ def check(platform: Platform, name: str, wanted: Platform | None = None) -> None
         return
     known = {architecture for architecture, _ in runnable(target)}
     if platform.os != target.os or platform.variant or platform.architecture not in known:
-        raise mismatch(name, [platform], wanted)
+        raise mismatch(name, [str(platform)], wanted)
 
 
-def mismatch(name: str, available: Sequence[Platform], wanted: Platform | None = None) -> PlatformMismatch:
+def mismatch(name: str, available: Sequence[str], wanted: Platform | None = None) -> PlatformMismatch:
     """The error, naming what there is; ``unknown`` platforms are attestations, not images."""
-    there = ", ".join(sorted({str(platform) for platform in available if platform.os != "unknown"})) or "none"
-    return PlatformMismatch(f"{name} has no image for {wanted or host_platform()}; it has {there}")
+    there = tuple(sorted({platform for platform in available if not platform.startswith("unknown/")}))
+    message = f"{name} has no image for {wanted or host_platform()}; it has {', '.join(there) or 'none'}"
+    return PlatformMismatch(message, available=there)

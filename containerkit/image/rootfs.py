@@ -3,76 +3,96 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from containerkit.image.blobs import BlobStore, pieces_of
-from containerkit.image.codec import descriptor_json, encode
+from containerkit.image.codec import encode, make_manifest, parse_document
 from containerkit.image.compression import LONGEST_MAGIC, compression_of, decompressed
+from containerkit.image.contents import read_contents
+from containerkit.image.difflayer import directory_layer
 from containerkit.image.digest import Digest, new_hash
-from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from containerkit.image.epoch import timestamp
+from containerkit.image.instructions import apply_changes
+from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest
 from containerkit.image.pack import pack
 from containerkit.image.platform import host_platform
-from containerkit.image.stream import PIECE
-from containerkit.image.write import tar_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
     from containerkit.image.ingest import Ingest
+    from containerkit.image.model import Platform
+
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def make_image(path: str, root: str) -> tuple[BlobStore, Descriptor, bytes]:
-    """Put layer, config and manifest into the content store below ``root``: the store, and the manifest."""
+def make_image(
+    source: str | BinaryIO,
+    root: str,
+    *,
+    changes: Iterable[str] = (),
+    message: str = "",
+    platform: Platform | None = None,
+    epoch: int | None = None,
+) -> tuple[BlobStore, Descriptor, bytes]:
+    """Put layer, config and manifest into the content store below ``root``: the store, and the manifest.
+
+    Times in a directory later than ``epoch`` (seconds) become it, and it is the time of creation; without one, there is
+    none. ``changes`` are as for :func:`.apply_changes`. Raises :class:`~containerkit.errors.InvalidOption`, and
+    :class:`~containerkit.errors.LayerError` for a directory with names that begin with ``.wh.``.
+    """
+    run = apply_changes({"Cmd": ["/bin/sh"], "Env": [PATH]}, changes)
     blobs = BlobStore(root)
-    layer, diff_id = _store_layer(blobs, path)
-    config = _config(diff_id)
+    layer, diff_id = _store_layer(blobs, source, epoch)
+    config = _config(diff_id, run, message or "imported root file system", platform or host_platform(), epoch)
     head = Descriptor(OCI_CONFIG, blobs.put_bytes(config), len(config))
-    manifest = encode(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": descriptor_json(head),
-            "layers": [descriptor_json(layer)],
-        }
-    )
-    return blobs, Descriptor(OCI_MANIFEST, Digest.of(manifest), len(manifest)), manifest
+    return blobs, *make_manifest(OCI_MANIFEST, head, [layer])
 
 
-def _config(diff_id: Digest) -> bytes:
-    platform = host_platform()
+def check_layers(blobs: BlobStore, descriptor: Descriptor, body: bytes) -> None:
+    """Read the layers of a manifest as tars, for those that nobody unpacks now. Raises :class:`LayerError`."""
+    document = parse_document(body, descriptor.media_type)
+    if isinstance(document, Manifest):
+        read_contents(blobs, document.layers)
+
+
+def _config(diff_id: Digest, run: dict[str, Any], message: str, platform: Platform, epoch: int | None) -> bytes:
+    created = {} if epoch is None else {"created": timestamp(epoch)}
     variant = {"variant": platform.variant} if platform.variant else {}
     return encode(
         {
+            **created,
             "architecture": platform.architecture,
             "os": platform.os,
             **variant,
-            "config": {
-                "Cmd": ["/bin/sh"],
-                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            },
+            "config": run,
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-            "history": [{"created_by": "containerkit import", "comment": "imported root file system"}],
+            "history": [{**created, "created_by": "containerkit import", "comment": message}],
         }
     )
 
 
-def _store_layer(blobs: BlobStore, path: str) -> tuple[Descriptor, Digest]:
+def _store_layer(blobs: BlobStore, source: str | BinaryIO, epoch: int | None) -> tuple[Descriptor, Digest]:
     """The layer's blob and diff id; a tar is kept as it is, compressed or not."""
-    if os.path.isdir(path):
-        return pack(tar_of(path), blobs, "none")
-    with open(path, "rb", buffering=0) as stream:
-        kind = compression_of(stream.read(LONGEST_MAGIC))
-        stream.seek(0)
+    if isinstance(source, str) and os.path.isdir(source):
+        return pack(directory_layer(source, epoch=epoch), blobs, "none")
+    with open(source, "rb", buffering=0) if isinstance(source, str) else nullcontext(source) as stream:
+        head = b""
+        while len(head) < LONGEST_MAGIC and (more := stream.read(LONGEST_MAGIC - len(head))):
+            head += more
+        kind = compression_of(head)
+        pieces = chain((head,) if head else (), pieces_of(stream))
         if kind in {"bzip2", "xz"}:  # no media type says so
-            read = decompressed(lambda: stream.read(PIECE))
-            return pack(iter(read, b""), blobs, "gzip")
+            return pack(iter(decompressed(lambda: next(pieces, b"")), b""), blobs, "gzip")
         with blobs.ingest() as ingest:
-            return _store_tar(stream, kind, ingest)
+            return _store_tar(pieces, kind, ingest)
 
 
-def _store_tar(stream: BinaryIO, kind: str, ingest: Ingest) -> tuple[Descriptor, Digest]:
-    copy = Copy(pieces_of(stream), ingest)
+def _store_tar(pieces: Iterator[bytes], kind: str, ingest: Ingest) -> tuple[Descriptor, Digest]:
+    copy = Copy(pieces, ingest)
     plain, read = new_hash(), decompressed(copy.piece)
     while piece := read():
         plain.update(piece)

@@ -22,11 +22,17 @@ IN_MEMORY = 8 << 20
 
 
 class Scratch:
-    """A source of what was made here, and then of everything that ``below`` have, in their order."""
+    """A source of what was made here, and then of everything that ``below`` have, in their order.
 
-    def __init__(self, *below: BlobSource) -> None:
+    Large blobs lie in ``directory``, by default the system's for temporary files, until :meth:`close`.
+    """
+
+    def __init__(self, *below: BlobSource, directory: str | None = None) -> None:
         self._below = below
+        self._directory = directory
         self._made: dict[Digest, Any] = {}
+        #: As :attr:`.BlobStore.packed`, also of ``below``.
+        self.packed: set[Digest] = set().union(*(getattr(source, "packed", ()) for source in below))
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """A blob. Raises :class:`BlobNotFound`."""
@@ -56,15 +62,22 @@ class Scratch:
 
     def ingest(self) -> ScratchIngest:
         """A new blob that is still being written."""
-        return ScratchIngest(self._made)
+        return ScratchIngest(self._made, self._directory)
+
+    def close(self) -> None:
+        """Let go of what was made; streams that are open can still be read."""
+        for made in self._made.values():
+            if not isinstance(made, bytes):
+                made.close()
+        self._made.clear()
 
 
 class ScratchIngest:
     """A blob that is being written; gone at the end of the ``with`` block unless it was committed."""
 
-    def __init__(self, made: dict[Digest, Any]) -> None:
+    def __init__(self, made: dict[Digest, Any], directory: str | None = None) -> None:
         self._made = made
-        self._file: Any = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)
+        self._file: Any = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=directory)
 
     def __enter__(self) -> Self:
         return self

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import io
+import threading
+from typing import TYPE_CHECKING, Protocol, cast
 
-from containerkit.errors import BlobNotFound, ImageTooLarge, PlatformMismatch
+from containerkit.errors import BlobNotFound, ContentMismatch, ImageTooLarge, PlatformMismatch
+from containerkit.image.ingest import another_place
 from containerkit.image.limits import STANDARD, check_document
+from containerkit.image.stream import Cancelled, read_verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import BinaryIO
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import BinaryIO, Self
 
     from containerkit.image.digest import Digest
     from containerkit.image.model import Descriptor, Platform
+    from containerkit.image.progress import Meterer, Watcher
     from containerkit.image.reference import Reference
+
+    #: In which other repositories of the sink's registry a blob may be.
+    Elsewhere = Callable[[Descriptor], Sequence[str]]
+    Send = Callable[[Descriptor, Callable[[], BinaryIO], Sequence[str]], bool]
+
+AT_ONCE = 6
+MOST_KEPT = 16 << 20
 
 
 class BlobSource(Protocol):
@@ -27,7 +39,12 @@ class BlobSource(Protocol):
 
 
 class BlobSink(Protocol):
-    """Where content goes."""
+    """Where content goes.
+
+    Threads put different blobs at the same time, unless it has an attribute ``at_once`` of 1: then each in turn, what
+    a manifest names right before it. A method ``send(descriptor, content, repositories)``, as
+    :meth:`.Repository.send`, is used where content may be had within the sink's own registry.
+    """
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether the content is there already."""
@@ -68,35 +85,275 @@ class Connect(Protocol):
         """Nothing is sent yet."""
 
 
-def copy_image(root: Descriptor, source: BlobSource, sink: BlobSink) -> bytes:
+class Pack(Protocol):
+    """Puts plain layers into a sink in another form; never more than ``at_once`` blobs at a time then."""
+
+    at_once: int
+
+    def known(self, layer: Descriptor) -> Descriptor | None:
+        """What a layer is there, where it is there already."""
+
+    def put(self, layer: Descriptor, stream: BinaryIO) -> Descriptor:
+        """Put one, verified, and say what it is there."""
+
+
+def copy_image(
+    root: Descriptor,
+    source: BlobSource,
+    sink: BlobSink,
+    *,
+    progress: Watcher | None = None,
+    elsewhere: Elsewhere | None = None,
+    pack: Pack | None = None,
+    form: Callable[[bytes], bytes] | None = None,
+) -> bytes:
     """Copy all that the manifest or index ``root`` names, and give the bytes of ``root`` itself, which stay to be put.
 
-    What the sink has is not read. What is no container image, as the attestations in an index, is copied like one; a
-    layer that may only be had from its own addresses (``urls``) is left out where the source has not got it.
-    Raises what source and sink raise, and :class:`~containerkit.errors.InvalidImage` for documents that do not parse.
+    Blobs go side by side, then the manifests that name them, then the indexes; a failure cancels the rest, and the
+    first one is raised. Nothing is copied twice, and what the sink has is not read. What is no container image, as the
+    attestations in an index, is copied like one; a layer that may only be had from its own addresses (``urls``) is left
+    out where the source has not got it.
+
+    ``progress`` is told how the blobs come. ``elsewhere`` says which other repositories of the sink's registry have a
+    blob, likely. ``pack`` puts the plain layers: then the documents, and what is returned, are rewritten to match.
+    ``form`` says each document in another form, of the same content (:func:`.rewrite.as_oci`).
+    Raises what source and sink raise, :class:`~containerkit.errors.InvalidImage` for documents that do not parse, and
+    :class:`~containerkit.errors.ImageTooLarge` for indexes with too many of them.
     """
-    return _copy(root, source, sink, STANDARD.index_depth, set())
+    from containerkit.image.progress import Meterer
+
+    tree = _Tree(source)
+    body = tree.read(root, STANDARD.index_depth)
+    blobs = [step for step in tree.steps if not _is_document(step)]
+    copy = _Copy(tree, sink, Meterer(progress, blobs), elsewhere, pack, form)
+    copy.run()
+    return copy.rewritten(body)
 
 
-def _copy(root: Descriptor, source: BlobSource, sink: BlobSink, depth: int, done: set[Digest]) -> bytes:
+class _Tree:
+    """All that an image names, read before any of it is copied: ``steps`` has each thing once, what it needs first."""
+
+    def __init__(self, source: BlobSource) -> None:
+        self.source = source
+        self.steps: list[Descriptor] = []
+        self._seen: set[Digest] = set()
+        self._bodies: dict[Digest, bytes] = {}
+        self._kept = 0
+        self._reads = 0
+
+    def read(self, root: Descriptor, depth: int) -> bytes:
+        """The bytes of a document, once everything below it is among the steps."""
+        body = _document(root, self.source)
+        for child in children(body, root.media_type):
+            if child.digest in self._seen:
+                continue
+            if _is_document(child):
+                self._count(root, depth)
+                self._keep(child, self.read(child, depth - 1))
+            self._seen.add(child.digest)
+            self.steps.append(child)
+        return body
+
+    def body(self, descriptor: Descriptor) -> bytes:
+        """The bytes of a document among the steps."""
+        return self._bodies.get(descriptor.digest) or _document(descriptor, self.source)
+
+    def _count(self, root: Descriptor, depth: int) -> None:
+        self._reads += 1
+        if not depth:
+            raise _too_deep(root)
+        if self._reads > STANDARD.index_reads:
+            raise _too_many(root)
+
+    def _keep(self, descriptor: Descriptor, body: bytes) -> None:
+        """So that it need not be fetched again; a hostile index could ask for much more memory than this."""
+        if self._kept + len(body) <= MOST_KEPT:
+            self._kept += len(body)
+            self._bodies[descriptor.digest] = body
+
+
+class _Copy:
+    """The steps of one copy, several at once."""
+
+    def __init__(
+        self,
+        tree: _Tree,
+        sink: BlobSink,
+        meterer: Meterer,
+        elsewhere: Elsewhere | None,
+        pack: Pack | None,
+        form: Callable[[bytes], bytes] | None,
+    ) -> None:
+        self._tree = tree
+        self._sink = sink
+        self._meterer = meterer
+        self._elsewhere = elsewhere
+        self._pack = pack
+        self._form = form
+        self._packed: dict[Digest, Descriptor] = {}
+        self._cancelled = threading.Event()
+        self._failures: list[BaseException] = []
+
+    def run(self) -> None:
+        """Do them all."""
+        from containerkit.image.model import INDEX_TYPES
+
+        steps = self._tree.steps
+        at_once: int = getattr(self._sink, "at_once", AT_ONCE)
+        if self._pack is not None:
+            at_once = min(at_once, self._pack.at_once)
+        if at_once == 1:
+            groups = [[step] for step in steps]
+        else:
+            blobs = [step for step in steps if not _is_document(step)]
+            manifests = [step for step in steps if _is_document(step) and step.media_type not in INDEX_TYPES]
+            groups = [blobs, manifests, *([step] for step in steps if step.media_type in INDEX_TYPES)]
+        for group in groups:
+            if len(group) == 1:
+                self._one(group[0])
+            elif group:
+                self._together(group, at_once)
+
+    def rewritten(self, body: bytes) -> bytes:
+        """A document with the descriptors of what was packed, in the wanted form."""
+        if self._packed:
+            from containerkit.image.rewrite import rewritten
+
+            body = rewritten(body, self._packed)
+        return self._form(body) if self._form is not None else body
+
+    def _together(self, group: Sequence[Descriptor], at_once: int) -> None:
+        """Side by side. The failure that came first is raised; what it made pointless is cancelled."""
+        from concurrent.futures import ThreadPoolExecutor, as_completed
+
+        with ThreadPoolExecutor(min(at_once, len(group)), "containerkit-copy") as pool:
+            try:
+                for future in as_completed([pool.submit(self._one, step) for step in group]):
+                    future.result()
+            except BaseException as error:
+                self._cancelled.set()
+                pool.shutdown(cancel_futures=True)
+                if isinstance(error, Exception) and self._failures:
+                    raise self._failures[0] from None
+                raise
+
+    def _one(self, step: Descriptor) -> None:
+        if self._cancelled.is_set():
+            return  # the failure that did it is raised
+        try:
+            self._put(step)
+        except BaseException as error:
+            self._failures.append(error)
+            self._cancelled.set()
+            raise
+
+    def _put(self, step: Descriptor) -> None:
+        while True:
+            try:
+                self._put_document(step) if _is_document(step) else self._put_blob(step)
+                break
+            except ContentMismatch:
+                if not another_place(self._tree.source, step):
+                    raise
+                self._meterer.again(step)
+
+    def _put_document(self, step: Descriptor) -> None:
+        old = self._tree.body(step)
+        new = self.rewritten(old)
+        if new is not old:
+            from containerkit.image.rewrite import redescribed
+
+            self._packed[step.digest] = step = redescribed(step, new)
+        if not self._sink.has(step):
+            self._sink.put(step, io.BytesIO(new))
+
+    def _put_blob(self, blob: Descriptor) -> None:
+        if self._pack is not None and blob.media_type in _plain_layers():
+            known = self._pack.known(blob)
+            if known is None:
+                with self._open(blob) as stream:
+                    self._packed[blob.digest] = self._pack.put(blob, stream)
+            else:
+                self._packed[blob.digest] = known
+            self._meterer.done(blob, present=known is not None)
+        else:
+            self._meterer.done(blob, present=not self._moved(blob))
+
+    def _moved(self, blob: Descriptor) -> bool:
+        """Put a blob; False where nothing had to move."""
+        if self._sink.has(blob):
+            return False
+        send: Send | None = getattr(self._sink, "send", None)
+        if send is not None and self._elsewhere is not None and not blob.urls:
+            return send(blob, lambda: self._open(blob), self._elsewhere(blob))
+        try:
+            stream = self._open(blob)
+        except BlobNotFound:
+            if blob.urls:
+                return False
+            raise
+        with stream:
+            self._sink.put(blob, stream)
+        return True
+
+    def _open(self, blob: Descriptor) -> BinaryIO:
+        stream = self._tree.source.open(blob)
+        return cast("BinaryIO", Counted(stream, blob, self._meterer, self._cancelled))
+
+
+class Counted:
+    """A stream of ``blob`` whose bytes ``meterer`` is told of; it ends where ``cancelled`` is set."""
+
+    def __init__(
+        self, stream: BinaryIO, blob: Descriptor, meterer: Meterer, cancelled: threading.Event | None = None
+    ) -> None:
+        self._stream = stream
+        self._blob = blob
+        self._meterer = meterer
+        self._cancelled = cancelled
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As the stream's."""
+        if self._cancelled is not None and self._cancelled.is_set():
+            raise Cancelled
+        data = self._stream.read(size)
+        self._meterer.moved(self._blob, len(data))
+        return data
+
+    def seekable(self) -> bool:
+        """Whether it can be read again."""
+        seekable = getattr(self._stream, "seekable", None)
+        return bool(seekable and seekable())
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go back to the beginning, and count anew."""
+        self._meterer.again(self._blob)
+        return self._stream.seek(offset, whence)
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()
+
+
+def _is_document(descriptor: Descriptor) -> bool:
     from containerkit.image.model import INDEX_TYPES, MANIFEST_TYPES
 
-    body = _document(root, source)
-    for child in children(body, root.media_type):
-        if child.digest in done:
-            continue
-        if child.media_type in (*MANIFEST_TYPES, *INDEX_TYPES):
-            if not depth:
-                raise _too_deep(root)
-            _copy(child, source, sink, depth - 1, done)
-        _copy_blob(child, source, sink)
-        done.add(child.digest)
-    return body
+    return descriptor.media_type in MANIFEST_TYPES or descriptor.media_type in INDEX_TYPES
+
+
+def _plain_layers() -> tuple[str, ...]:
+    from containerkit.image.model import DOCKER_LAYER, OCI_LAYER
+
+    return (OCI_LAYER, DOCKER_LAYER)
 
 
 def _document(descriptor: Descriptor, source: BlobSource) -> bytes:
-    from containerkit.image.stream import read_verified
-
     check_document(descriptor.size, "manifest")
     with source.open(descriptor) as stream:
         return read_verified(stream, descriptor, descriptor.size)
@@ -108,16 +365,23 @@ def _too_deep(root: Descriptor) -> ImageTooLarge:
     return ImageTooLarge(message, limit="index_depth", allowed=allowed, found=allowed + 1)
 
 
+def _too_many(root: Descriptor) -> ImageTooLarge:
+    allowed = STANDARD.index_reads
+    message = f"{root.digest} is of an index with more than {allowed} manifests and indexes"
+    return ImageTooLarge(message, limit="index_reads", allowed=allowed, found=allowed + 1)
+
+
 def children(body: bytes, media_type: str) -> tuple[Descriptor, ...]:
     """What a manifest or index names, in the order in which it must be put: layers, config, or manifests.
 
-    Its layers and config may be of any type. Raises :class:`~containerkit.errors.InvalidImage`.
+    Its layers and config may be of any type. Raises :class:`~containerkit.errors.InvalidImage`, and for a document of
+    an unknown type :class:`~containerkit.errors.UnsupportedMediaType`.
     """
-    from containerkit.image.codec import parse_descriptor, parse_json
+    from containerkit.image.codec import document_type, parse_descriptor, parse_json
     from containerkit.image.model import INDEX_TYPES
 
     document = parse_json(body, f"the document of type {media_type}")
-    if media_type in INDEX_TYPES:
+    if document_type(document, media_type) in INDEX_TYPES:
         rows = document.children("manifests", needed=False)
     else:
         rows = (*document.children("layers", needed=False), document.child("config"))
@@ -146,24 +410,10 @@ def _resolve(
     document = parse_document(body, root.media_type)
     if not isinstance(document, Index):
         return root, body
-    there = [item.platform for item in document.manifests if item.platform is not None]
-    failure = platform.mismatch(root.digest, there, wanted)
+    there = [str(item.platform) for item in document.manifests if item.platform is not None]
     for candidate in platform.candidates(document.manifests, wanted):
         try:
             return _resolve(source, candidate, wanted, depth - 1, reads)
-        except PlatformMismatch as error:  # of an index that named no platform
-            failure = error
-    raise failure
-
-
-def _copy_blob(descriptor: Descriptor, source: BlobSource, sink: BlobSink) -> None:
-    if sink.has(descriptor):
-        return
-    try:
-        stream = source.open(descriptor)
-    except BlobNotFound:
-        if descriptor.urls:
-            return
-        raise
-    with stream:
-        sink.put(descriptor, stream)
+        except PlatformMismatch as error:  # of an index within
+            there += error.available
+    raise platform.mismatch(root.digest, there, wanted)

@@ -6,25 +6,28 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import ContentMismatch, LayerError
+from containerkit.errors import ContentMismatch, DigestMismatch, LayerError
 from containerkit.image.blobs import BlobStore
 from containerkit.image.compression import decompressed
 from containerkit.image.drivers import choose
 from containerkit.image.extract import LowersNeeded
-from containerkit.image.ingest import Resumed
+from containerkit.image.ingest import Resumed, another_place
 from containerkit.image.layer import TarReader
-from containerkit.image.limits import Meter
+from containerkit.image.limits import UNLIMITED, Meter
 from containerkit.image.progress import Meterer
 from containerkit.image.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead, Verified, wrong_digest
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
     from containerkit.image.digest import Digest
+    from containerkit.image.drivers import Driver
+    from containerkit.image.filewriters import FileWriters
     from containerkit.image.ingest import Ingest
+    from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Layer
     from containerkit.image.transfer import BlobSource
 
@@ -50,6 +53,8 @@ class LayerInstaller:
 
     def __init__(self, root: str, source: BlobSource, cancelled: threading.Event, meter: Meter | None = None) -> None:
         self._meter = meter or Meter()
+        #: Processes that write files, where they are worth their start.
+        self.writers: FileWriters | None = None
         #: Told of every byte that comes.
         self.progress = Meterer(None, ())
         self._ingest = os.path.join(root, "ingest")
@@ -57,10 +62,29 @@ class LayerInstaller:
         self._cancelled = cancelled
         self._blobs = BlobStore(root)
         self._layers = LayerStore(root)
-        self._driver = choose(root)
+        self._root = root
+        self._found: Driver | None = None
         self.directory = os.path.join(root, "layers")
+        #: Whether layers are unpacked at all, and not only their blobs kept.
+        self.unpack = True
         #: Whether any layer was unpacked.
         self.unpacked = False
+
+    @property
+    def _driver(self) -> Driver:
+        """Chosen when there is something to unpack, for a state root keeps its first one."""
+        if self._found is None:
+            self._found = choose(self._root)
+        return self._found
+
+    def missing(self, layers: Iterable[Layer]) -> int:
+        """Bytes of the layers, as they come, that are not unpacked yet."""
+        if not self.unpack:
+            return 0
+        left = [layer.descriptor.size for layer in layers if not self._layers.has(layer.chain_id)]
+        if left and self._found is None:
+            self._found = choose(self._root)  # here, in the caller's thread, whose umask is its own
+        return sum(left)
 
     def install(self, layer: Layer, below: Below) -> None:
         """Bring in ``layer``. Nothing is done twice: what is here already, blob or unpacked layer, is left as it is."""
@@ -71,20 +95,21 @@ class LayerInstaller:
             raise
 
     def _install(self, layer: Layer, below: Below) -> None:
-        unpacked = self._layers.has(layer.chain_id)
+        unpacked = not self.unpack or self._layers.has(layer.chain_id)
         if self._blobs.has(layer.descriptor):
             if not unpacked:
                 self._unpack_stored(layer, below)
             self.progress.done(layer.descriptor, present=True)
             return
-        with self._blobs.ingest(layer.descriptor) as ingest:
-            try:
-                again = self._fetch(ingest, layer, below, unpacked=unpacked)
-            except ContentMismatch:
-                if not ingest.offset:
-                    raise
-                ingest.restart()  # what an earlier attempt has left was damaged
-                again = self._fetch(ingest, layer, below, unpacked=unpacked)
+        with self._blobs.ingest(layer.descriptor, self._source) as ingest:
+            while True:
+                try:
+                    again = self._fetch(ingest, layer, below, unpacked=unpacked)
+                    break
+                except ContentMismatch as error:  # what an earlier attempt has left was damaged, or a mirror lies
+                    if not ingest.offset and not (_of_blob(error, layer) and self._another_place(layer)):
+                        raise
+                    ingest.restart()
             ingest.commit(layer.descriptor.digest)
         self.progress.done(layer.descriptor)
         if again:
@@ -105,12 +130,21 @@ class LayerInstaller:
                     self._unpack(verified.piece, layer, below, knows_lowers=below.ready())
                 except LowersNeeded:
                     again = True
-                except LayerError:
+                except (LayerError, DigestMismatch):
                     # A damaged blob breaks the layer too; its digest says which of the two it was.
                     verified.drain()
                     raise
             verified.drain()
         return again
+
+    def _another_place(self, layer: Layer) -> bool:
+        return another_place(self._source, layer.descriptor)
+
+    def _limits(self, layer: Layer) -> ImageLimits:
+        """What was packed in this process is no bomb, however well it was packed: a file may be one large hole."""
+        limits = self._meter.limits
+        packed = layer.descriptor.digest in getattr(self._source, "packed", ())
+        return limits._replace(ratio=UNLIMITED.ratio) if packed else limits
 
     def _unpack_stored(self, layer: Layer, below: Below) -> None:
         below.wait()
@@ -127,12 +161,14 @@ class LayerInstaller:
         try:
             self._driver.start(tree, lowers[0] if lowers else None)
             with self._driver.extractor(tree, lowers if knows_lowers else None) as extractor:
-                plain = decompressed(read, self._meter.limits, lambda size: self._meter.set(layer.chain_id, size))
+                if self.writers is not None:
+                    extractor.hand_files_to(self.writers)
+                plain = decompressed(read, self._limits(layer), lambda size: self._meter.set(layer.chain_id, size))
                 with ReadAhead(plain, layer.diff_id.hasher()) as ahead:
                     extractor.unpack(TarReader(ahead.piece, self._meter.limits))
                 _check(layer, ahead.digest())
                 below.wait()
-                extractor.finish(lowers[0] if lowers else None)
+                extractor.finish(lowers)
             self.unpacked = True
             if not self._layers.commit(tree, layer.chain_id):
                 self._driver.remove(tree)
@@ -141,6 +177,11 @@ class LayerInstaller:
             raise
         finally:
             os.rmdir(temporary)
+
+
+def _of_blob(error: ContentMismatch, layer: Layer) -> bool:
+    """Whether the blob itself is wrong, not what its image says of it."""
+    return not isinstance(error, DigestMismatch) or error.expected == layer.descriptor.digest
 
 
 def _check(layer: Layer, actual: Digest) -> None:

@@ -47,7 +47,10 @@ class ImageUsage(NamedTuple):
 
 
 class ContainerUsage(NamedTuple):
-    """One container's directory, in bytes of the disk: ``writable`` is its writable layer, ``size`` all of it."""
+    """One container's directory, in bytes of the disk: ``writable`` is its writable layer, ``size`` all of it.
+
+    On ``copy`` and ``btrfs`` the writable layer is its own copy of the whole root.
+    """
 
     id: str
     name: str
@@ -59,6 +62,8 @@ class ContainerUsage(NamedTuple):
 class Usage(NamedTuple):
     """The whole state root, in bytes of the disk as du(1) counts them; a file of several names counts once.
 
+    Blocks that files share count for each of them, as they do for du(1): on ``btrfs``, and where ``copy`` shares them,
+    the figures of layers and containers are more than what the disk gives back when they go.
     ``reclaimable`` would go if every image without a container went; ``unneeded`` goes with the next collection
     (partial downloads when they are old enough).
     """
@@ -124,7 +129,7 @@ def _containers(state: State) -> tuple[ContainerUsage, ...]:
     found = []
     for identity, name, image in rows:
         directory = state.path("containers", identity)
-        writable = next((path for part in ("upper", "root") if os.path.isdir(path := f"{directory}/{part}")), "")
+        writable = next((path for part in ("upper", "rootfs") if os.path.isdir(path := f"{directory}/{part}")), "")
         found.append(
             ContainerUsage(identity, name, image, disk_bytes(writable) if writable else 0, disk_bytes(directory))
         )

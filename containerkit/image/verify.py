@@ -1,8 +1,7 @@
-"""Is all there, and is it what it should be? Every blob is read and hashed; every image is checked for its parts."""
+"""Is all there, and is it what it should be? Blobs are hashed, images checked for their parts, layers compared."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import stat
@@ -15,15 +14,20 @@ from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import parse_config, parse_document
 from containerkit.image.compression import decompressed
 from containerkit.image.digest import LENGTHS, Digest
-from containerkit.image.leases import BLOB, open_locks, place, place_of
+from containerkit.image.gc import discard
+from containerkit.image.install import match_layers
+from containerkit.image.inventory import Content
+from containerkit.image.leases import BLOB
+from containerkit.image.limits import UNLIMITED
 from containerkit.image.model import Manifest
-from containerkit.image.snapshots import LayerStore
+from containerkit.image.recheck import damages
 from containerkit.image.stream import PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from containerkit.image.model import Descriptor, ImageConfig
+    from containerkit.image.model import Descriptor, ImageConfig, Layer
+    from containerkit.image.recheck import Damage
     from containerkit.state import State
 
 _THREADS = 4
@@ -33,9 +37,11 @@ class Problem(NamedTuple):
     """Something that is not as it should be.
 
     ``kind`` is ``blob-damaged``, ``blob-missing``, ``blob-size``, ``foreign-file``, ``document`` (a manifest or config
-    that does not parse or does not fit), ``diff-id`` (a layer that unpacks to something else) or ``layer-missing``.
-    ``subject`` is the digest or path, ``image`` the id of the image that needs it, if one does. ``repaired`` says that
-    what was damaged has been removed, so that a pull brings it again.
+    that does not parse or does not fit), ``diff-id`` (a layer that unpacks to something else) or ``layer-damaged`` (an
+    unpacked layer that is not what its blob unpacks to). ``subject`` is the digest, chain id or path, ``image`` the id
+    of the image that needs it, if one does. ``path`` is the first file of a damaged layer that is not as it should be,
+    absolute inside the image. ``repaired`` says that what was damaged has been removed, so that a pull brings it again;
+    a damaged layer is whole again.
     """
 
     kind: str
@@ -43,14 +49,21 @@ class Problem(NamedTuple):
     message: str
     image: str = ""
     repaired: bool = False
+    path: str = ""
 
 
 def verify(state: State, repair: bool = False, *, deep: bool = True) -> list[Problem]:
     """Everything that is wrong with blobs, images and unpacked layers; an empty list for a store that is whole.
 
-    ``deep`` also decompresses the blobs of layers and compares their diff ids. ``repair`` removes damaged blobs and
-    foreign files among them; the images that need them stay, and are whole after the next pull or load. What other
-    processes bring in or remove meanwhile is no problem. Raises :class:`~containerkit.errors.StateError`.
+    A layer that is not unpacked is nothing wrong: what needs its files unpacks it (:attr:`.Image.unpacked`).
+    ``deep`` also decompresses the blobs of layers, compares their diff ids, and unpacks each layer that is unpacked
+    once more, beside it, to compare the two by names, types, modes, owners, times, links, attributes and content.
+    ``repair`` removes damaged blobs and foreign files among them; the images that need them stay, and are whole after
+    the next pull or load. It replaces damaged layers, but for those that a container's image or a running process uses.
+    What other processes bring in or remove meanwhile is no problem.
+
+    Raises :class:`~containerkit.errors.StateError` and, where there is no room for one more layer,
+    :class:`~containerkit.errors.KernelError`.
     """
     return _Check(state, repair, deep).run()
 
@@ -61,10 +74,11 @@ class _Check:
         self._repair = repair
         self._deep = deep
         self._blobs = BlobStore(state.root)
-        self._layers = LayerStore(state.root)
         self._damaged: set[str] = set()
         self._strange: set[str] = set()  # paths that are no blobs
-        self._plain: dict[str, str] = {}  # of layer blobs: the digest of what they unpack to
+        self._plain: dict[tuple[str, str], str] = {}  # of layer blobs, by algorithm: the digest of what they unpack to
+        self._sound: dict[str, tuple[Layer, ...]] = {}  # the layers of images whose documents are right
+        self._blind: set[str] = set()  # chain ids of layers whose blobs say nothing of them
 
     def run(self) -> list[Problem]:
         problems = list(self._foreign())
@@ -75,10 +89,18 @@ class _Check:
             with self._state.transaction():  # nobody removes or collects now: what is missing is missing
                 rows = [row for row in self._rows() if row[0] in suspects]
                 problems += [one for row in rows for one in self._image(row)]
-        return problems
+        return problems + self._trees() if self._deep else problems
+
+    def _trees(self) -> list[Problem]:
+        found = damages(self._state, self._sound, self._blind, repair=self._repair)
+        known = {row[0] for row in self._rows()} if found else set()
+        return [_problem(damage) for damage in found if damage.image in known]
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        return self._state.database.execute("SELECT id, manifest, layers FROM images ORDER BY id").fetchall()
+        return self._state.database.execute(
+            "SELECT id, manifest, layers FROM images UNION "
+            "SELECT id, names.manifest, layers FROM names JOIN images ON id = image ORDER BY 1, 2"
+        ).fetchall()
 
     def _foreign(self) -> Iterator[Problem]:
         top = self._state.path("blobs")
@@ -120,21 +142,11 @@ class _Check:
 
     def _drop(self, digest: Digest) -> bool:
         """Remove a damaged blob, unless a running process is at work with it."""
-        locks = open_locks(self._state.root)
-        try:
-            if free := place(locks, fcntl.F_WRLCK, place_of(BLOB, digest)):
-                self._blobs.remove(digest)
-            return free
-        finally:
-            os.close(locks)
+        return discard(self._state, Content(BLOB, digest))
 
     def _image(self, row: tuple[str, str, str]) -> list[Problem]:
         identity, digest, chain = row
-        problems = [
-            Problem("layer-missing", chain_id, f"the unpacked layer {chain_id} is not there", identity)
-            for chain_id in json.loads(chain)
-            if not self._layers.has(Digest(chain_id))
-        ]
+        problems: list[Problem] = []
         manifest = self._document(Digest(digest), "manifest", identity, problems, parse_document)
         config = self._document(Digest(identity), "config", identity, problems, parse_config)
         if manifest is None or config is None:
@@ -161,8 +173,10 @@ class _Check:
         if len(manifest.layers) != len(config.diff_ids) or list(config.chain_ids) != chain:
             yield Problem("document", image, f"manifest, config and layers of {image} do not fit each other", image)
             return
-        for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
-            if problem := self._layer(image, layer, diff_id):
+        self._sound[image] = match_layers(manifest, config)
+        for layer in self._sound[image]:
+            if problem := self._layer(image, layer.descriptor, layer.diff_id):
+                self._blind.add(layer.chain_id)
                 yield problem
 
     def _layer(self, image: str, layer: Descriptor, diff_id: Digest) -> Problem | None:
@@ -173,7 +187,7 @@ class _Check:
             if size != layer.size:
                 message = f"the layer {layer.digest} has {size} bytes, the manifest says {layer.size}"
                 return Problem("blob-size", layer.digest, message, image)
-            if self._deep and (actual := self._diff_id(layer.digest)) != diff_id:
+            if self._deep and (actual := self._diff_id(layer.digest, diff_id)) != diff_id:
                 message = f"the layer {layer.digest} unpacks to {actual}, the config says {diff_id}"
                 return Problem("diff-id", layer.digest, message, image)
         except FileNotFoundError:
@@ -182,15 +196,24 @@ class _Check:
             return Problem("diff-id", layer.digest, f"the layer {layer.digest} does not unpack: {error}", image)
         return None
 
-    def _diff_id(self, digest: Digest) -> str:
-        if digest not in self._plain:
-            state = Digest.of(b"").hasher()
+    def _diff_id(self, digest: Digest, expected: Digest) -> str:
+        key = digest, expected.algorithm
+        if key not in self._plain:
+            state = expected.hasher()
             with open(self._blobs.path(digest), "rb", buffering=0) as file:
-                read = decompressed(lambda: file.read(PIECE))
+                read = decompressed(lambda: file.read(PIECE), UNLIMITED)
                 while piece := read():
                     state.update(piece)
-            self._plain[digest] = Digest.from_hash(state)
-        return self._plain[digest]
+            self._plain[key] = Digest.from_hash(state)
+        return self._plain[key]
+
+
+def _problem(damage: Damage) -> Problem:
+    more = f", and {damage.files - 1} more" if damage.files > 1 else ""
+    message = f"the unpacked layer {damage.chain_id} is damaged: {damage.path} {damage.what}{more}"
+    if damage.users:
+        message += f"; needed by {', '.join(damage.users)}: remove the containers, then repair"
+    return Problem("layer-damaged", damage.chain_id, message, damage.image, damage.repaired, damage.path)
 
 
 def _is_digest(algorithm: str, encoded: str) -> bool:

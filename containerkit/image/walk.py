@@ -6,11 +6,12 @@ entered.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from containerkit.image.merged import is_whiteout
+from containerkit.image.merged import OPAQUE, is_opaque, is_whiteout
 from containerkit.linux.paths import fd_path
 
 if TYPE_CHECKING:
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
     from typing import Self
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 MOST_OPEN = 100
+#: What a call on a file says that is no more there, or not what it was: a symlink or a socket stands in its place.
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
 
 # The host's business, not the image's: mount marks, and labels that only this host's policy and keys give a meaning.
 LEFT_OUT = ("trusted.overlay.", "user.overlay.")
 HOSTS_OWN = frozenset({"security.selinux", "security.ima", "security.evm", "system.nfs4_acl"})
 
 
-class Visit(NamedTuple):
+class Visit:
     """One file of a tree. The root has the empty name and no parent."""
+
+    __slots__ = ("_status", "base", "carried", "dir_fd", "fd", "is_regular", "name")
 
     name: bytes
     """relative to the root"""
@@ -36,9 +42,37 @@ class Visit(NamedTuple):
     """of the parent, open until the next step"""
     fd: int
     """of a directory itself, else -1"""
-    status: os.stat_result
+    is_regular: bool
+    """as the parent directory says"""
     carried: Any
     """what :attr:`Walk.carry` was set to at the parent"""
+
+    def __init__(
+        self, name: bytes, base: bytes, dir_fd: int, fd: int, status: os.stat_result | None, carried: Any
+    ) -> None:
+        self.name = name
+        self.base = base
+        self.dir_fd = dir_fd
+        self.fd = fd
+        self.is_regular = status is None
+        self.carried = carried
+        self._status = status
+
+    @property
+    def status(self) -> os.stat_result:
+        """Of a regular file it is read when it is first asked for: ``FileNotFoundError`` where that is gone by then."""
+        status = self._status
+        if status is None:
+            status = self._status = os.stat(self.base, dir_fd=self.dir_fd, follow_symlinks=False)
+        return status
+
+    @property
+    def has_vanished(self) -> bool:
+        """Whether it is gone since its directory was read."""
+        try:
+            return not self.status
+        except FileNotFoundError:
+            return True
 
     @property
     def is_directory(self) -> bool:
@@ -48,33 +82,45 @@ class Visit(NamedTuple):
     @property
     def is_whiteout(self) -> bool:
         """Whether this is overlay's mark for a deleted file."""
-        return is_whiteout(self.status)
+        return not self.is_regular and is_whiteout(self.status)
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether this is a directory that overlay shows without those below it."""
+        # Most have no attributes at all, and an error that says so costs more than the list.
+        return self.fd >= 0 and OPAQUE in os.listxattr(self.fd) and is_opaque(fd_path(self.fd, b"."))
 
     def xattrs(self) -> tuple[tuple[bytes, bytes], ...]:
         """The extended attributes that belong to an image, sorted."""
         return xattrs_of(self.fd if self.is_directory else fd_path(self.dir_fd, self.base))
 
     def link(self) -> bytes:
-        """A symlink's target."""
-        return os.readlink(self.base, dir_fd=self.dir_fd)
+        """A symlink's target. Raises ``FileNotFoundError`` where it is none any more."""
+        try:
+            return os.readlink(self.base, dir_fd=self.dir_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.base) from error
 
     def open(self) -> int:
         """A regular file, for reading; without waiting for a writer where a FIFO has taken its place."""
-        return os.open(self.base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.dir_fd)
+        return os.open(self.base, OPEN_FILE, dir_fd=self.dir_fd)
 
 
 class _Level:
     """A directory that is being walked. Its descriptor is closed while the walk is far below it."""
 
-    __slots__ = ("carry", "fd", "identity", "names", "prefix")
+    __slots__ = ("carry", "entries", "fd", "identity", "prefix")
 
     def __init__(self, visit: Visit, carry: Any) -> None:
         self.fd = visit.fd
         self.prefix = visit.name + b"/" if visit.name else b""
         self.identity = (visit.status.st_dev, visit.status.st_ino)
         self.carry = carry
-        with os.scandir(visit.fd) as entries:
-            self.names = sorted((os.fsencode(entry.name) for entry in entries), reverse=True)
+        with os.scandir(fd_path(visit.fd)) as found:  # by a path of bytes the names are bytes, too
+            #: The names that are left to visit, each with whether it is a regular file.
+            self.entries = iter(sorted([(each.name, each.is_file(follow_symlinks=False)) for each in found]))
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -123,20 +169,32 @@ class Walk:
             self._fd = -1
             self._enter(root)
         while self._levels:
-            level = self._levels[-1]
-            if not level.names:
-                self._leave()
+            yield from self._rest_of(self._levels[-1])
+
+    def _rest_of(self, level: _Level) -> Iterator[Visit]:
+        """What is left of a directory, up to the next directory in it, which becomes the last level."""
+        prefix, fd, carry = level.prefix, level.fd, level.carry
+        for base, is_regular in level.entries:
+            if is_regular:
+                yield Visit(prefix + base, base, fd, -1, None, carry)
                 continue
-            visit = _visit(level, level.names.pop())
+            visit = _visit(level, base)
             if visit is None:
                 continue
+            if visit.fd < 0:
+                yield visit
+                continue
             self._pruned, self.carry = False, None
-            yield visit
-            if visit.is_directory:
-                if self._pruned:
-                    os.close(visit.fd)
-                else:
-                    self._enter(visit)
+            try:
+                yield visit
+            except BaseException:
+                os.close(visit.fd)
+                raise
+            if not self._pruned:
+                self._enter(visit)
+                return
+            os.close(visit.fd)
+        self._leave()
 
     def _enter(self, visit: Visit) -> None:
         try:
@@ -172,11 +230,15 @@ def _directory(root: str | bytes | int) -> int | None:
 
 
 def _visit(level: _Level, base: bytes) -> Visit | None:
+    """Something else than a regular file; None where it is gone."""
+    fd = -1
     try:
         status = os.stat(base, dir_fd=level.fd, follow_symlinks=False)
-        fd = os.open(base, OPEN_DIRECTORY, dir_fd=level.fd) if stat.S_ISDIR(status.st_mode) else -1
-    except FileNotFoundError:
+        if stat.S_ISDIR(status.st_mode):
+            fd = os.open(base, OPEN_DIRECTORY, dir_fd=level.fd)
+            status = os.fstat(fd)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
         return None
-    if fd >= 0:
-        status = os.fstat(fd)
     return Visit(level.prefix + base, base, level.fd, fd, status, level.carry)

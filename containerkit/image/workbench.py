@@ -6,22 +6,25 @@ Thin verbs over the modules that do it; nothing of those loads before it is aske
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, cast
 
-from containerkit.errors import ImageInUse
+from containerkit.errors import ImageInUse, ImageNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from io import BufferedReader
     from typing import BinaryIO
 
     from containerkit.image.changes import Change
+    from containerkit.image.copies import Outgoing
     from containerkit.image.digest import Digest
-    from containerkit.image.edit import Editor
     from containerkit.image.gc import Collected
+    from containerkit.image.host_edit import Edit
     from containerkit.image.images import Image
     from containerkit.image.inspect import Step, Tree
     from containerkit.image.model import Descriptor, Platform
+    from containerkit.image.progress import Show, Watcher
     from containerkit.image.transfer import BlobSource, Connect
     from containerkit.image.usage import Usage
     from containerkit.image.verify import Problem
@@ -42,11 +45,30 @@ class Workbench:
         def list(self) -> list[Image]:
             """In :class:`Images`."""
 
-        def install(self, source: BlobSource, descriptor: Descriptor, name: str | None = None) -> Image:
+        def install(
+            self,
+            source: BlobSource,
+            descriptor: Descriptor,
+            name: str | None = None,
+            *,
+            platform: Platform | str | None = None,
+            progress: Watcher | None = None,
+            unpack: bool | None = None,
+        ) -> Image:
+            """In :class:`Images`."""
+
+        def unpack(self, image: Image | str) -> Image:
             """In :class:`Images`."""
 
     def _of(self, image: Image | str) -> Image:
         return self.get(image) if isinstance(image, str) else image
+
+    @contextmanager
+    def _holding(self, *images: Image | str) -> Iterator[tuple[Image, ...]]:
+        from containerkit.image.leases import lease
+
+        with lease(self._state):
+            yield tuple(map(self.hold, images))
 
     def _source(self) -> BlobSource:
         from containerkit.image.blobs import BlobStore
@@ -66,55 +88,67 @@ class Workbench:
         """Every file with the layer that it came from, and what each layer adds and wastes."""
         from containerkit.image.inspect import tree
 
-        found = self._of(image)
-        return tree(self._source(), found.manifest, found.config)
+        with self._holding(image) as (found,):
+            return tree(self._source(), found.manifest, found.config)
 
     def read_file(self, image: Image | str, path: str) -> bytes:
         """One file's content, read from the layers as they travel. Links are followed inside the image.
 
-        Raises ``FileNotFoundError``, ``IsADirectoryError`` and :class:`LimitExceeded` for one of more than 64 MiB.
+        Raises :class:`PathNotInImage` (a ``FileNotFoundError``) for what is not there, and for a directory or anything
+        else without content, which it then names; :class:`FileTooLarge` for more than 64 MiB.
         """
         from containerkit.image.inspect import read_file
 
-        return read_file(self._source(), self._of(image).manifest, path)
+        with self._holding(image) as (found,):
+            return read_file(self._source(), found.manifest, path)
 
     def open_file(self, image: Image | str, path: str) -> BinaryIO:
         """One file as a stream, to be closed; else as :meth:`read_file`."""
         from containerkit.image.inspect import open_file
 
-        return open_file(self._source(), self._of(image).manifest, path)
+        with self._holding(image) as (found,):
+            stream = cast("BufferedReader", open_file(self._source(), found.manifest, path))
+            try:
+                stream.peek(1)  # opens the layer, which from then on may be removed
+            except BaseException:
+                stream.close()
+                raise
+            return stream
 
     def diff(self, old: Image | str, new: Image | str) -> tuple[Change, ...]:
         """What differs between two images, file by file: ``A``, ``C`` or ``D`` and the path, sorted."""
         from containerkit.image.image_diff import Side, diff_images
 
-        sides = [Side(self._source(), image.manifest) for image in (self._of(old), self._of(new))]
-        return tuple(diff_images(*sides))
+        with self._holding(old, new) as both:
+            return tuple(diff_images(*(Side(self._source(), image.manifest) for image in both)))
 
     @contextmanager
     def mount(self, image: Image | str) -> Iterator[int]:
-        """The merged tree, read-only, as a directory's descriptor, for the ``with`` block.
+        """The merged tree, read-only, as a directory's descriptor, for the ``with`` block; it stays as long, whatever
+        becomes of the image. Layers that are not unpacked yet are.
 
-        It is mounted nowhere: use it with ``dir_fd=`` or as ``/proc/self/fd/N``. Raises :class:`Unsupported` for users
-        who may not mount.
-        """
+        It is mounted nowhere: use it with ``os.listdir``, ``dir_fd=`` or as ``/proc/self/fd/N``. Raises
+        :class:`KernelError` for users who may not mount.
+        """  # noqa: D205 - the summary is one
         from containerkit.image.drivers import choose
-        from containerkit.image.leases import lease
 
-        with lease(self._state):
-            found = self._of(image)
-            fd = choose(self._state.root).view(found.lowers)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
+        with self._holding(image) as (found,), ExitStack() as stack:
+            self.unpack(found)
+            view = choose(self._state.root).view(found.lowers)
+            stack.callback(os.close, view)
+            # What a view gives is O_PATH, which cannot be listed.
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=view)
+            stack.callback(os.close, fd)
+            yield fd
 
     # --- changing
 
     def edit(self, image: Image | str) -> Edit:
-        """An :class:`Edit` of the image: changes that need neither a container nor privileges."""
-        found = self._of(image)
-        return Edit(self, _editor(self._source(), found))
+        """An :class:`.Edit` of the image: changes that need neither a container nor privileges."""
+        from containerkit.image.host_edit import Edit
+
+        with self._holding(image) as (found,):
+            return Edit(self, self._source(), found)
 
     def copy(
         self,
@@ -124,17 +158,20 @@ class Workbench:
         all_platforms: bool = False,
         platform: Platform | str | None = None,
         compression: str | None = None,
+        progress: Show = None,
     ) -> Digest:
         """Copy an image between any two of ``docker://NAME``, ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``,
         ``docker-archive:PATH[:NAME]`` and ``containerkit:NAME``, without unpacking: :func:`.copies.copy`.
         """  # noqa: D205 - the list is one
-        from containerkit.image.copies import copy
+        from containerkit.image.copies import copy, own_platform
         from containerkit.image.leases import lease
+        from containerkit.image.progress import shown
 
         def register(blobs: BlobSource, descriptor: Descriptor, name: str) -> Digest:
-            return self.install(blobs, descriptor, name).digest
+            wanted = platform or own_platform(blobs, descriptor)
+            return self.install(blobs, descriptor, name, platform=wanted, progress=watcher).digest
 
-        with lease(self._state):
+        with lease(self._state), shown(progress, target) as watcher:
             return copy(
                 source,
                 target,
@@ -144,6 +181,7 @@ class Workbench:
                 connect=self._connect,
                 register=register,
                 compression=compression,
+                progress=watcher,
             )
 
     def save(
@@ -157,18 +195,29 @@ class Workbench:
         An image that is given by a name keeps only that name. Blobs that images share are written once, and the same
         images give the same bytes. Raises :class:`ImageNotFound`, ``OSError``.
         """
-        from containerkit.image.copies import Outgoing, save
+        from containerkit.image.copies import save
         from containerkit.image.leases import lease
-        from containerkit.image.reference import Reference
 
         with lease(self._state):
-            outgoing = []
-            for image in images:
-                found = self._of(image)
-                names = [image] if isinstance(image, str) and found.has_name(image) else found.names
-                canonical = tuple(str(Reference.parse(name)) for name in names)
-                outgoing.append(Outgoing(self._source(), found.descriptor, canonical))
-            save(target, outgoing, format)
+            save(target, [one for image in images for one in self._outgoing(image, format)], format)
+
+    def _outgoing(self, image: Image | str, form: str) -> Iterator[Outgoing]:
+        """An image under the name that it was called by; else under all, each with the manifest that it has."""
+        from containerkit.image.copies import Outgoing
+        from containerkit.image.reference import Reference
+        from containerkit.image.rows import manifests_of
+
+        found, source = self.hold(image), self._source()
+        if isinstance(image, str) and found.has_name(image):
+            yield Outgoing(source, found.descriptor, (str(Reference.parse(image)),))
+            return
+        names = manifests_of(self._state.database, found.id)
+        if form == "docker-archive":  # has no manifests
+            yield Outgoing(source, found.descriptor, tuple(sorted(name for each in names.values() for name in each)))
+            return
+        yield Outgoing(source, found.descriptor, names.pop(found.digest, ()))
+        for each in names.values():
+            yield Outgoing(source, self.hold(each[0]).descriptor, each)
 
     # --- keeping house
 
@@ -181,6 +230,7 @@ class Workbench:
         import time
 
         from containerkit.image.gc import gc
+        from containerkit.image.record import forget_image
 
         latest = time.time_ns() - int((max_age or 0) * 1e9)
         wanted = tuple(labels)
@@ -188,18 +238,10 @@ class Workbench:
         for image in self.list():
             if (image.names and not all) or image.created_ns > latest or not _labelled(image, wanted):
                 continue
-            try:
-                self._drop(image)
-            except ImageInUse:
-                continue
-            gone.append(image.id)
+            with suppress(ImageInUse, ImageNotFound), self._state.transaction() as database:
+                forget_image(database, image.id)
+                gone.append(image.id)
         return gc(self._state)._replace(images=tuple(gone))
-
-    def _drop(self, image: Image) -> None:
-        with self._state.transaction() as database:
-            if database.execute("SELECT 1 FROM containers WHERE image = ?", (image.id,)).fetchone():
-                raise ImageInUse(f"image {image.id} is needed by a container")
-            database.execute("DELETE FROM images WHERE id = ?", (image.id,))
 
     def gc(
         self,
@@ -208,11 +250,17 @@ class Workbench:
         max_age: float | None = None,
         keep: Sequence[str] = (),
         dry_run: bool = False,
+        partial_age: float = 86_400.0,
     ) -> Collected:
-        """Remove what no image, container or lease needs; with a budget also images, by last use: :func:`.gc.gc`."""
+        """Remove what no image, container or lease needs; with a budget also images, by last use: :func:`.gc.gc`.
+
+        Downloads that broke off, and could go on, stay for ``partial_age`` seconds.
+        """
         from containerkit.image.gc import gc
 
-        return gc(self._state, max_bytes=max_bytes, max_age=max_age, keep=keep, dry_run=dry_run)
+        return gc(
+            self._state, max_bytes=max_bytes, max_age=max_age, keep=keep, dry_run=dry_run, partial_age=partial_age
+        )
 
     def df(self) -> Usage:
         """What images, layers and containers take of the disk, shared and alone: :func:`.usage.df`."""
@@ -234,75 +282,25 @@ class Workbench:
         with lease(self._state, name):
             yield
 
+    def hold(self, image: Image | str) -> Image:
+        """The image, all of which stays until the end of the caller's :meth:`lease`. Raises :class:`ImageNotFound`."""
+        from containerkit.image.leases import BLOB, LAYER, hold
+        from containerkit.image.record import require_whole
+
+        found, root = self._of(image), self._state.root
+        hold(root, BLOB, found.id)
+        hold(root, BLOB, found.digest)
+        for layer in found.layers:
+            hold(root, BLOB, layer.descriptor.digest)
+            hold(root, LAYER, layer.chain_id)
+        require_whole(self._state, found.row)  # it may have been removed before all was held
+        return found
+
     def end_lease(self, name: str) -> bool:
         """End a lease with a name; False where there is none."""
         from containerkit.image.leases import end_lease
 
         return end_lease(self._state, name)
-
-
-class Edit:
-    """An image of a host under change; :meth:`commit` keeps it.
-
-    The verbs are those of :class:`~containerkit.image.edit.Editor`, and so are their errors.
-    """
-
-    def __init__(self, bench: Workbench, editor: Editor) -> None:
-        self._bench = bench
-        self.editor = editor
-
-    def append(self, layer: str | os.PathLike[str] | Iterable[bytes], **options: Any) -> Edit:
-        """Put one more layer on top: a directory, a tar, or the pieces of one. Options as :meth:`.Editor.append`'s."""
-        self.editor.append(layer, **options)
-        return self
-
-    def configure(self, **fields: Any) -> Edit:
-        """Set fields of the config: ``cmd``, ``env``, ``labels``, ``user`` and so on; :meth:`.Editor.configure`."""
-        self.editor.configure(**fields)
-        return self
-
-    def remove(self, **fields: Any) -> Edit:
-        """Take out variables, labels, ports or volumes by name; :meth:`.Editor.remove`."""
-        self.editor.remove(**fields)
-        return self
-
-    def annotate(self, annotations: Mapping[str, str | None]) -> Edit:
-        """Set annotations of the manifest; None takes one out."""
-        self.editor.annotate(annotations)
-        return self
-
-    def flatten(self, **options: Any) -> Edit:
-        """Make all layers one; :meth:`.Editor.flatten`."""
-        self.editor.flatten(**options)
-        return self
-
-    def squash(self, count: int, **options: Any) -> Edit:
-        """Make the last ``count`` layers one; :meth:`.Editor.squash`."""
-        self.editor.squash(count, **options)
-        return self
-
-    def repack(self, compression: str) -> Edit:
-        """Compress every layer anew: ``gzip``, ``zstd`` or ``none``."""
-        self.editor.repack(compression)
-        return self
-
-    def rebase(self, old: Image | str, new: Image | str) -> Edit:
-        """Put what the image has on top of the base ``old`` on top of ``new``, which are here both."""
-        bench = self._bench
-        old, new = bench._of(old), bench._of(new)  # noqa: SLF001 - the other half of one thing
-        self.editor.rebase(old.manifest, new.manifest, bases=bench._source())  # noqa: SLF001
-        return self
-
-    def commit(self, name: str | None = None) -> Image:
-        """Keep it as an image of its own, with a name if there is one."""
-        descriptor = self.editor.finish()
-        return self._bench.install(self.editor.source, descriptor, name)
-
-
-def _editor(source: BlobSource, image: Image) -> Editor:
-    from containerkit.image.edit import Editor
-
-    return Editor(source, image.descriptor)
 
 
 def _labelled(image: Image, wanted: Sequence[str]) -> bool:

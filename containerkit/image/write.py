@@ -19,7 +19,7 @@ from containerkit.image import layer
 from containerkit.image.attributes import Attributes
 from containerkit.image.layer import BLOCK, XATTR
 from containerkit.image.stream import PIECE
-from containerkit.image.walk import Walk, xattrs_of
+from containerkit.image.walk import GONE, Walk, xattrs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,7 +55,8 @@ def tar_of(root: str | bytes | int, *, epoch: int | None = None, sparse: bool = 
     With ``sparse`` files with holes become sparse members.
 
     Sockets are left out, for a tar has none, and so are whiteouts, which delete nothing here; mounts inside are
-    entered. Raises ``OSError`` for a file that becomes shorter meanwhile.
+    entered. The tree may change meanwhile: files that vanish are passed over, and one that becomes longer or shorter
+    than it was when its turn came is cut off or filled with zeros.
     """
     writer = TarWriter(epoch, sparse=sparse)
     with Walk(root) as walk:
@@ -79,26 +80,33 @@ class TarWriter:
         self._size = 0
 
     def add(self, visit: Visit, xattrs: Xattrs | None = None) -> Iterable[bytes]:
-        """A file of a tree; nothing for a socket. All that is given back must be taken before the next call.
+        """A file of a tree; nothing for a socket, and for what is gone meanwhile or has become something else.
 
-        ``xattrs`` of a directory, where they are known already. Raises :class:`LayerError` for an extended attribute
-        that a tar cannot hold.
+        All that is given back must be taken before the next call. ``xattrs`` are of a directory, where they are known
+        already. Raises :class:`LayerError` for an extended attribute that a tar cannot hold.
         """
+        try:
+            return self._file(visit) if visit.is_regular else self._other(visit, xattrs)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return ()
+
+    def _other(self, visit: Visit, xattrs: Xattrs | None) -> Iterable[bytes]:
         status = visit.status
         kind = KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:
             return ()
-        if status.st_nlink > 1 and kind != layer.DIRECTORY:
-            first = self._links.setdefault((status.st_dev, status.st_ino), visit.name)
-            if first != visit.name:
-                self._header(visit.name, layer.LINK, status, visit.xattrs(), link=first)
-                return self._due()
         if kind == layer.FILE:
             return self._file(visit)
-        link = visit.link() if kind == layer.SYMLINK else b""
-        name = (visit.name or b".") + b"/" if kind == layer.DIRECTORY else visit.name
-        device = status.st_rdev if kind in {layer.CHARACTER, layer.BLOCK_DEVICE} else 0
-        self._header(name, kind, status, visit.xattrs() if xattrs is None else xattrs, link=link, device=device)
+        if xattrs is None:
+            xattrs = visit.xattrs()
+        if kind == layer.DIRECTORY:
+            self._put(header((visit.name or b".") + b"/", kind, self._attributes(status, xattrs)))
+        elif not self._linked(visit, status, xattrs):
+            link = visit.link() if kind == layer.SYMLINK else b""
+            device = status.st_rdev if kind in {layer.CHARACTER, layer.BLOCK_DEVICE} else 0
+            self._put(header(visit.name, kind, self._attributes(status, xattrs), link=link, device=device))
         return self._due()
 
     def mark(self, name: bytes) -> Iterable[bytes]:
@@ -112,30 +120,33 @@ class TarWriter:
         return self._take()
 
     def _file(self, visit: Visit) -> Iterable[bytes]:
-        status = visit.status
-        size = status.st_size
         fd = visit.open()
-        keep = False
+        large = False
         try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return ()
             xattrs = xattrs_of(fd)
+            if status.st_nlink > 1 and self._linked(visit, status, xattrs):
+                return self._due()
+            size = status.st_size
             regions = _regions(fd, size) if self._sparse and status.st_blocks * BLOCK < size else None
-            if regions is not None:
-                table = sparse_map(regions, size)
-                stored = len(table) + sum(length for _, length in regions)
-                self._header(sparse_name(visit.name), layer.FILE, status, xattrs, stored, sparse=(visit.name, size))
-                self._put(table)
-            else:
-                self._header(visit.name, layer.FILE, status, xattrs, size)
+            if regions is None:
+                self._put(header(visit.name, layer.FILE, self._attributes(status, xattrs), size))
                 if size <= SMALL:
-                    self._put(_read(fd, size, visit.name) + _PADDING[-size % BLOCK])
+                    self._parts += (_read(fd, size), _PADDING[-size % BLOCK])
+                    self._size += size
                     return self._due()
-            keep = True
-            return self._large(fd, regions if regions is not None else [(0, size)], visit.name)
+                regions = [(0, size)]
+            else:
+                self._sparse_header(visit.name, status, xattrs, regions)
+            large = True
+            return self._large(fd, regions)
         finally:
-            if not keep:
+            if not large:
                 os.close(fd)
 
-    def _large(self, fd: int, regions: Regions, name: bytes) -> Iterator[bytes]:
+    def _large(self, fd: int, regions: Regions) -> Iterator[bytes]:
         stored = 0
         try:
             for start, length in regions:
@@ -143,7 +154,7 @@ class TarWriter:
                 stored += length
                 left = length
                 while left:
-                    piece = _read(fd, min(left, PIECE), name)
+                    piece = _read(fd, min(left, PIECE))
                     left -= len(piece)
                     self._put(piece)
                     yield from self._due()
@@ -151,24 +162,28 @@ class TarWriter:
             os.close(fd)
         self._put(_PADDING[-stored % BLOCK])
 
-    def _header(
-        self,
-        name: bytes,
-        kind: bytes,
-        status: os.stat_result,
-        xattrs: Xattrs,
-        size: int = 0,
-        *,
-        link: bytes = b"",
-        device: int = 0,
-        sparse: tuple[bytes, int] | None = None,
-    ) -> None:
+    def _linked(self, visit: Visit, status: os.stat_result, xattrs: Xattrs) -> bool:
+        """Whether it is another name of a file that was there before, and is written as that."""
+        if status.st_nlink == 1:
+            return False
+        first = self._links.setdefault((status.st_dev, status.st_ino), visit.name)
+        if first == visit.name:
+            return False
+        self._put(header(visit.name, layer.LINK, self._attributes(status, xattrs), link=first))
+        return True
+
+    def _sparse_header(self, name: bytes, status: os.stat_result, xattrs: Xattrs, regions: Regions) -> None:
+        table = sparse_map(regions, status.st_size)
+        stored = len(table) + sum(length for _, length in regions)
+        extra = sparse_records(name, status.st_size)
+        self._put(header(sparse_name(name), layer.FILE, self._attributes(status, xattrs), stored, extra=extra))
+        self._put(table)
+
+    def _attributes(self, status: os.stat_result, xattrs: Xattrs) -> Attributes:
         mtime = status.st_mtime_ns
         if self._latest is not None and mtime > self._latest:
             mtime = self._latest
-        attributes = Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, mtime, mtime, xattrs)
-        extra = sparse_records(*sparse) if sparse else ()
-        self._put(header(name, kind, attributes, size=size, link=link, device=device, extra=extra))
+        return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, mtime, mtime, xattrs)
 
     def _put(self, content: bytes) -> None:
         self._parts.append(content)
@@ -183,19 +198,13 @@ class TarWriter:
         return piece
 
 
-def _read(fd: int, size: int, name: bytes) -> bytes:
-    """The next ``size`` bytes."""
+def _read(fd: int, size: int) -> bytes:
+    """The next ``size`` bytes; zeros where a file was made shorter since its header was written, as tar(1) has it."""
     content = os.read(fd, size)
     while len(content) < size:
         more = os.read(fd, size - len(content))
-        if not more:
-            raise _changed(name)
-        content += more
+        content += more or bytes(size - len(content))
     return content
-
-
-def _changed(name: bytes) -> OSError:
-    return OSError(f"{os.fsdecode(name)} was changed or cut off while it was read")
 
 
 def _regions(fd: int, size: int) -> Regions | None:
@@ -205,11 +214,11 @@ def _regions(fd: int, size: int) -> Regions | None:
     while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: a hole up to the end
+            if start >= size:
+                break
+            position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError:  # ENXIO: a hole up to the end, or the file is shorter now
             break
-        if start >= size:
-            break
-        position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         regions.append((start, position - start))
     os.lseek(fd, 0, os.SEEK_SET)
     return None if regions == [(0, size)] else regions
@@ -242,8 +251,8 @@ def header(
     name: bytes,
     kind: bytes,
     attributes: Attributes,
-    *,
     size: int = 0,
+    *,
     link: bytes = b"",
     device: int = 0,
     extra: Sequence[tuple[bytes, bytes]] = (),
@@ -252,7 +261,8 @@ def header(
 
     Raises :class:`LayerError` for an extended attribute with ``=`` in its name, which pax cannot say.
     """
-    seconds, nanoseconds = divmod(attributes.mtime, SECOND)
+    mode, uid, gid, mtime, _, xattrs = attributes
+    seconds, nanoseconds = divmod(mtime, SECOND)
     pax = list(extra)
     short, prefix = (name, b"") if len(name) <= LONGEST_NAME else _split(name)
     if not short or not name.isascii():
@@ -260,24 +270,36 @@ def header(
         short, prefix = name, b""
     if len(link) > LONGEST_NAME or not link.isascii():
         pax.append((b"linkpath", link))
-    if attributes.uid > OCTAL_8:
-        pax.append((b"uid", b"%d" % attributes.uid))
-    if attributes.gid > OCTAL_8:
-        pax.append((b"gid", b"%d" % attributes.gid))
+    if uid > OCTAL_8:
+        pax.append((b"uid", b"%d" % uid))
+        uid = OCTAL_8
+    if gid > OCTAL_8:
+        pax.append((b"gid", b"%d" % gid))
+        gid = OCTAL_8
     if size > OCTAL_12:
         pax.append((b"size", b"%d" % size))
-    if nanoseconds or not 0 <= seconds <= OCTAL_12:
-        pax.append((b"mtime", pax_time(attributes.mtime)))
-    for key, value in attributes.xattrs:
+        size = OCTAL_12
+    if not 0 <= seconds <= OCTAL_12:
+        pax.append((b"mtime", pax_time(mtime)))
+        seconds, nanoseconds = min(max(seconds, 0), OCTAL_12), 0
+    block = _ustar(short, _owner(mode, uid, gid), (size, seconds), _rest(kind, link, device, prefix))
+    if not pax and not xattrs:
+        if not nanoseconds:
+            return block
+        before, after = _around_fraction(seconds)
+        return b"%b%09d%b%b" % (before, nanoseconds, after, block)
+    if nanoseconds:
+        pax.append((b"mtime", pax_time(mtime)))
+    pax += _xattr_records(name, xattrs)
+    return _extended(pax) + block
+
+
+def _xattr_records(name: bytes, xattrs: Xattrs) -> Iterator[tuple[bytes, bytes]]:
+    for key, value in xattrs:
         if b"=" in key:
             shown = os.fsdecode(name)
             raise LayerError(f"{shown!r} has the attribute {os.fsdecode(key)!r}: a tar cannot hold that", entry=shown)
-        pax.append((XATTR + key, value))
-    owner = _owner(attributes.mode, min(attributes.uid, OCTAL_8), min(attributes.gid, OCTAL_8))
-    block = _ustar(
-        short, owner, (min(size, OCTAL_12), min(max(seconds, 0), OCTAL_12)), _rest(kind, link, device, prefix)
-    )
-    return _extended(pax) + block if pax else block
+        yield XATTR + key, value
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
@@ -299,6 +321,14 @@ def _extended(pax: list[tuple[bytes, bytes]]) -> bytes:
 
 
 @functools.lru_cache
+def _around_fraction(seconds: int) -> tuple[bytes, bytes]:
+    """A pax header of nothing but a time, all that most files need: what is before and after its nine last digits."""
+    whole = _extended([(b"mtime", b"%d.%09d" % (seconds, 0))])
+    end = whole.index(b"\n", BLOCK)
+    return whole[: end - 9], whole[end:]
+
+
+@functools.lru_cache
 def _extended_block(size: int) -> bytes:
     return _ustar(b"pax", _owner(0o644, 0, 0), (size, 0), _rest(b"x", b"", 0, b""))
 
@@ -310,13 +340,17 @@ def _record(key: bytes, value: bytes) -> bytes:
     return b"%d %b=%b\n" % (length, key, value)
 
 
-def _ustar(name: bytes, owner: bytes, numbers: tuple[int, int], rest: bytes) -> bytes:
+def _ustar(name: bytes, owner: bytes, numbers: tuple[int, int], rest: tuple[bytes, int]) -> bytes:
     """A header; ``numbers`` are size and time. What does not fit stands in the pax header."""
     head = name[:LONGEST_NAME].ljust(LONGEST_NAME, b"\0") + owner + b"%011o\0%011o\0" % numbers
-    # A header's checksum counts its own field as spaces. adler32's low half is 1 + the sum of the bytes modulo 65521,
-    # which a header stays below: only its names, 355 bytes, can be any, and those that are not ASCII are in pax.
-    checksum = (zlib.adler32(rest, zlib.adler32(head)) + 8 * 0x20 - 1) & 0xFFFF
-    return b"%b%06o\0 %b" % (head, checksum, rest)
+    # A header's checksum counts its own field as spaces.
+    return head + b"%06o\0 " % (_sum(head) + 8 * 0x20 + rest[1]) + rest[0]
+
+
+def _sum(part: bytes) -> int:
+    # adler32's low half is 1 + the sum of the bytes modulo 65521, which a part of a header stays below: only its names,
+    # 355 bytes, can be any, and those that are not ASCII are in pax.
+    return (zlib.adler32(part) & 0xFFFF) - 1
 
 
 @functools.lru_cache(1024)
@@ -325,9 +359,9 @@ def _owner(mode: int, uid: int, gid: int) -> bytes:
 
 
 @functools.lru_cache(1024)
-def _rest(kind: bytes, link: bytes, device: int, prefix: bytes) -> bytes:
-    """What follows the checksum."""
-    return struct.pack(
+def _rest(kind: bytes, link: bytes, device: int, prefix: bytes) -> tuple[bytes, int]:
+    """What follows the checksum, and the sum of it."""
+    packed = struct.pack(
         "c100s8s32s32s8s8s155s12s",
         kind,
         link,
@@ -339,3 +373,4 @@ def _rest(kind: bytes, link: bytes, device: int, prefix: bytes) -> bytes:
         prefix,
         b"",
     )
+    return packed, _sum(packed)

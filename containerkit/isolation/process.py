@@ -79,9 +79,9 @@ def signal_number(signal: str | int) -> int:
         name = signal.upper()
         name = name if name.startswith("SIG") else f"SIG{name}"
         offset = 0
-        base, plus, rest = name.partition("+")
-        if plus and rest.isdecimal():
-            name, offset = base, int(rest)
+        base, sign, rest = name.partition("-" if "-" in name else "+")
+        if sign and rest.isdecimal():
+            name, offset = base, int(sign + rest)
         found = getattr(signals, name, None)
         if not isinstance(found, signals.Signals):
             raise errors.InvalidOption(f"signal: {signal!r} is no signal")

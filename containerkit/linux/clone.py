@@ -10,23 +10,15 @@ import errno
 import fcntl
 import os
 
+from containerkit.linux.paths import CREATE
+from containerkit.linux.tree import OPEN_DIRECTORY, Descent
+
 _FICLONE = 0x40049409
 _PIECE = 1 << 30
 _BLOCK = 512  # what st_blocks counts
 _TYPE, _DIRECTORY, _LINK, _REGULAR = 0o170000, 0o040000, 0o120000, 0o100000
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSHARED = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 _COPIED_ELSE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-class _Copy:
-    """What one copy of a tree remembers: where the files with several names are, and whether blocks can be shared."""
-
-    def __init__(self, root: int) -> None:
-        self.root = root
-        self.linked: dict[tuple[int, int], bytes] = {}
-        self.shares = True
 
 
 def clone_tree(source: str, target: str) -> None:
@@ -35,18 +27,11 @@ def clone_tree(source: str, target: str) -> None:
     Kept are types, owners, modes, times, extended attributes, holes, devices and which names share a file. Links are
     copied, never followed. Raises ``OSError``, and then leaves what is there so far.
     """
-    reading = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with Descent(os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as reading:
         os.mkdir(target, 0o700)
-        writing = os.open(target, _OPEN_DIRECTORY)
-        try:
-            _plain(writing)
-            _copy_entries(_Copy(writing), reading, writing, b"")
-            _dress(reading, writing, os.fstat(reading))
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
+        with Descent(os.open(target, OPEN_DIRECTORY)) as writing:
+            _plain(writing.fd)
+            _Copy(reading, writing).run()
 
 
 def copy_content(reading: int, writing: int, status: os.stat_result, *, share: bool = True) -> bool:
@@ -96,53 +81,76 @@ def _copy_range(reading: int, writing: int, offset: int, end: int) -> None:
         offset += copied
 
 
-def _copy_entries(copy: _Copy, source: int, target: int, path: bytes) -> None:
-    for text in os.listdir(source):
-        name = os.fsencode(text)
-        status = os.stat(name, dir_fd=source, follow_symlinks=False)
-        kind = status.st_mode & _TYPE
-        if kind == _DIRECTORY:
-            _copy_directory(copy, name, source, target, path)
-            continue
-        identity = (status.st_dev, status.st_ino)
-        if status.st_nlink > 1 and identity in copy.linked:
-            first = copy.linked[identity]
-            os.link(first, name, src_dir_fd=copy.root, dst_dir_fd=target, follow_symlinks=False)
-            continue
-        if kind == _REGULAR:
-            _copy_file(copy, name, source, target)
-        else:
-            _copy_node(name, source, target, status)
-        if status.st_nlink > 1:
-            copy.linked[identity] = path + name
+class _Copy:
+    """One copy of a tree: where it has come to, which files with several names it met, whether blocks can be shared."""
 
+    def __init__(self, reading: Descent, writing: Descent) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._linked: dict[tuple[int, int], bytes] = {}
+        self._shares = True
+        self._root = writing.fd
+        self._path: list[bytes] = []
 
-def _copy_directory(copy: _Copy, name: bytes, source: int, target: int, path: bytes) -> None:
-    reading = os.open(name, _OPEN_DIRECTORY, dir_fd=source)
-    try:
-        os.mkdir(name, 0o700, dir_fd=target)
-        writing = os.open(name, _OPEN_DIRECTORY, dir_fd=target)
+    def run(self) -> None:
+        """Copy all that is below, and give each directory what it has once it is complete."""
+        root = self._root = os.dup(self._writing.fd)
         try:
-            _copy_entries(copy, reading, writing, path + name + b"/")
-            _dress(reading, writing, os.fstat(reading))
+            waiting = [self._copy_files()]
+            while waiting:
+                if waiting[-1]:
+                    self._enter(waiting[-1].pop())
+                    waiting.append(self._copy_files())
+                    continue
+                waiting.pop()
+                _dress(self._reading.fd, self._writing.fd, os.fstat(self._reading.fd))
+                if waiting:
+                    self._reading.leave()
+                    self._writing.leave()
+                    self._path.pop()
         finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
+            os.close(root)
 
+    def _enter(self, name: bytes) -> None:
+        self._reading.enter(os.open(name, OPEN_DIRECTORY, dir_fd=self._reading.fd))
+        os.mkdir(name, 0o700, dir_fd=self._writing.fd)
+        self._writing.enter(os.open(name, OPEN_DIRECTORY, dir_fd=self._writing.fd))
+        self._path.append(name)
 
-def _copy_file(copy: _Copy, name: bytes, source: int, target: int) -> None:
-    reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-    try:
-        status = os.fstat(reading)
-        writing = os.open(name, _CREATE, 0o600, dir_fd=target)
+    def _copy_files(self) -> list[bytes]:
+        """Copy what is in a directory and no directory itself; the names of the others."""
+        directories = []
+        source, target = self._reading.fd, self._writing.fd
+        for name in map(os.fsencode, os.listdir(source)):
+            status = os.stat(name, dir_fd=source, follow_symlinks=False)
+            kind = status.st_mode & _TYPE
+            if kind == _DIRECTORY:
+                directories.append(name)
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if status.st_nlink > 1 and (first := self._linked.get(identity)) is not None:
+                os.link(first, name, src_dir_fd=self._root, dst_dir_fd=target, follow_symlinks=False)
+                continue
+            if kind == _REGULAR:
+                self._copy_file(name, source, target)
+            else:
+                _copy_node(name, source, target, status)
+            if status.st_nlink > 1:
+                self._linked[identity] = b"/".join((*self._path, name))
+        return directories
+
+    def _copy_file(self, name: bytes, source: int, target: int) -> None:
+        reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
         try:
-            copy.shares = copy_content(reading, writing, status, share=copy.shares)
-            _dress(reading, writing, status)
+            status = os.fstat(reading)
+            writing = os.open(name, CREATE, 0o600, dir_fd=target)
+            try:
+                self._shares = copy_content(reading, writing, status, share=self._shares)
+                _dress(reading, writing, status)
+            finally:
+                os.close(writing)
         finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
+            os.close(reading)
 
 
 def _copy_node(name: bytes, source: int, target: int, status: os.stat_result) -> None:

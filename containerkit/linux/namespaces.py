@@ -6,7 +6,6 @@ import ctypes
 
 from containerkit.linux.libc import check, libc
 
-CLONE_NEWTIME = 0x80
 CLONE_NEWNS = 0x20000
 CLONE_NEWCGROUP = 0x2000000
 CLONE_NEWUTS = 0x4000000

@@ -16,13 +16,12 @@ _CLONE_FS = 0x200
 _RENAME_NOREPLACE = 0x1
 
 AT_FDCWD = -100
-RESOLVE_NO_XDEV = 0x1
-RESOLVE_NO_MAGICLINKS = 0x2
 RESOLVE_NO_SYMLINKS = 0x4
 RESOLVE_BENEATH = 0x8
 RESOLVE_IN_ROOT = 0x10
 
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def openat2(dir_fd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
@@ -67,3 +66,11 @@ def fd_path(dir_fd: int, name: bytes = b"") -> bytes:
     The link itself is followed; ``name``, one component, is only followed where the call follows it.
     """
     return b"/proc/self/fd/%d/%b" % (dir_fd, name) if name else b"/proc/self/fd/%d" % dir_fd
+
+
+def write_all(fd: int, content: bytes | memoryview) -> None:
+    """``write(2)`` all of it; a disk takes it at once, save at its end or where a signal comes."""
+    written = os.write(fd, content)
+    while written < len(content):
+        content = memoryview(content)[written:]
+        written = os.write(fd, content)

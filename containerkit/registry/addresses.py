@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from containerkit.image.reference import DEFAULT_REGISTRY
 
 DOCKER_HUB = "registry-1.docker.io"
 PORTS = {"http": 80, "https": 443}
+LONGEST_NAME = 253
+LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOST = re.compile(rf"{LABEL}(?:\.{LABEL})*\.?")
 
 
 def is_loopback(host: str) -> bool:
@@ -22,9 +26,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def host_of(registry: str) -> str:
+    """The host that a registry, as references name it, is at: Docker Hub's has another name."""
+    return DOCKER_HUB if registry == DEFAULT_REGISTRY else registry
+
+
+def registry_at(host: str) -> str:
+    """The registry that is at a host: the reverse of :func:`host_of`."""
+    return DEFAULT_REGISTRY if host == DOCKER_HUB else host
+
+
 def endpoint(registry: str) -> str:
     """The API root of a registry as references name it: plain http on loopback, https everywhere else."""
-    host = DOCKER_HUB if registry == DEFAULT_REGISTRY else registry
+    host = host_of(registry)
     return f"{'http' if is_loopback(host) else 'https'}://{host}/v2/"
 
 
@@ -41,7 +55,17 @@ def absolute(base: str, url: str) -> str:
     """
     try:
         parts = urlsplit(urljoin(base, url))
-        usable = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in PORTS and _is_host(parts.hostname or "") and parts.port != 0
     except ValueError:
         return ""
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if usable else ""
+
+
+def _is_host(name: str) -> bool:
+    """Whether it can be the name or address of a host."""
+    if ":" in name:
+        try:
+            return bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+    return len(name) <= LONGEST_NAME and bool(HOST.fullmatch(name))

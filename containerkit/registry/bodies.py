@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from containerkit.registry import failures
 
 if TYPE_CHECKING:
     from requests import Response
+
+MOST_DIGITS = 20
 
 
 def read_body(response: Response, most: int, subject: str) -> bytes:
@@ -46,5 +49,21 @@ def _incomplete(response: Response) -> bool:
 
 def content_length(response: Response) -> int | None:
     """The length of the body that the server declared, in bytes."""
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() and "Transfer-Encoding" not in response.headers else None
+    return None if "Transfer-Encoding" in response.headers else number(response.headers.get("Content-Length", ""))
+
+
+def number(text: str) -> int | None:
+    """The number that a header's ``text`` is: decimal digits alone, not too many of them."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+
+
+def interrupt(response: Response) -> None:
+    """Have whoever waits for more of ``response``, in another thread, wait no longer."""
+    connection = getattr(getattr(response.raw, "_original_response", None), "connection", None)
+    # One that has been read to its end has given its connection back: it may be somebody else's by now.
+    if connection is None or getattr(response.raw, "_connection", None) is None:
+        return
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return

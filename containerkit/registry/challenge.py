@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 CLIENT_ID = "containerkit"
 SHORTEST_LIFE = 60.0  # seconds that a token lives at least, by the specification
 LEEWAY = 10.0
-LARGEST_TOKEN = 1 << 20
 OK = 200
 
 _SCHEME = re.compile(r"\s*,?\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:[ ]+|$|,)")
@@ -44,6 +43,9 @@ class Token(NamedTuple):
 
     value: str
     expires: float
+
+    def __repr__(self) -> str:
+        return f"<Token until {self.expires}>"
 
 
 class Memory:

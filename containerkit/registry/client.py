@@ -6,6 +6,7 @@ Importing this costs nothing; connecting loads requests.
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from containerkit.registry.mirrored import Mirrored
     from containerkit.registry.mirrors import Endpoint, Mirrors
     from containerkit.registry.policy import Policy
+    from containerkit.registry.ranges import Ranges
     from containerkit.registry.repository import Repository
     from containerkit.registry.tls import Tls
 
 TIMEOUT = 30.0
 MIRROR_TIMEOUT = 5.0
 MIRROR_PAUSE = 60.0
+SLOWEST = 1024.0  # bytes a second
+MOST_FAILURES = 100
 
 
 class Registries:
@@ -30,8 +34,10 @@ class Registries:
 
     ``insecure`` are hosts that may be spoken to without TLS or with certificates that nobody vouches for; loopback may
     always be without TLS. ``authorities`` are PEM files to trust besides the system's, by host; ``clients`` client
-    certificates and their keys (PEM files), by host. ``timeout`` is how long (seconds) a registry may stay silent. What
-    is not given comes from the machine's configuration. Tokens are kept for all connections.
+    certificates and their keys (PEM files), by host. ``timeout`` is how long (seconds) a registry may stay silent, or
+    send less than ``slowest`` bytes a second; for a mirror it is 5 at most. ``ranges`` says when a large blob comes
+    over several connections. What is not given comes from the machine's configuration. Tokens are kept for all
+    connections.
     """
 
     def __init__(
@@ -44,9 +50,15 @@ class Registries:
         clients: Mapping[str, tuple[str, str]] | None = None,
         policy: Policy | None = None,
         timeout: float = TIMEOUT,
+        slowest: float = SLOWEST,
+        ranges: Ranges | None = None,
     ) -> None:
         self.policy = policy
         self.timeout = timeout
+        self.slowest = slowest
+        self.ranges = ranges
+        #: What went wrong at mirrors of late, in words.
+        self.mirror_failures: deque[str] = deque(maxlen=MOST_FAILURES)
         self._insecure = frozenset(insecure)
         self._authorities = {host: tuple(paths) for host, paths in (authorities or {}).items()}
         self._clients = dict(clients or {})
@@ -83,12 +95,15 @@ class Registries:
         """
         from containerkit.registry.mirrored import Mirrored
 
-        *mirrors, origin = self.mirrors.endpoints(reference.registry, reference.repository)
+        *mirrors, origin = self.mirrors.endpoints(
+            reference.registry, reference.repository, str(reference).removeprefix(reference.name)
+        )
         last = self._repository(origin, reference, push=push, credential=credential)
         usable = [] if push else [each for each in mirrors if self._is_usable(each, reference)]
-        if not usable:
+        if not usable and (push or not origin.target):
             return last
-        return Mirrored([(each, self._repository(each, reference)) for each in usable], last, self._note_failure)
+        repositories = [(each, self._repository(each, reference)) for each in usable]
+        return Mirrored(repositories, last, self._note_failure, origin.target)
 
     def login(self, registry: str, username: str, password: str) -> None:
         """Keep credentials in this process, once the registry accepts them; ``registry`` may end in a namespace.
@@ -115,20 +130,21 @@ class Registries:
             return False
         return self._failed.get(endpoint, 0.0) <= time.monotonic()
 
-    def _note_failure(self, endpoint: Endpoint) -> None:
+    def _note_failure(self, endpoint: Endpoint, why: str) -> None:
         import time
 
+        self.mirror_failures.append(f"{endpoint.host}: {why}")
         self._failed[endpoint] = time.monotonic() + MIRROR_PAUSE
 
     def _repository(
         self, endpoint: Endpoint, reference: Reference, *, push: bool = False, credential: Credential | None = None
     ) -> Repository:
-        from containerkit.registry.addresses import DOCKER_HUB, is_loopback
+        from containerkit.registry.addresses import host_of, is_loopback
         from containerkit.registry.challenge import Memory
         from containerkit.registry.repository import Repository
-        from containerkit.registry.transport import DELAYS, Transport
+        from containerkit.registry.transport import CONNECT_TIMEOUT, DELAYS, Transport
 
-        host = DOCKER_HUB if endpoint.host == "docker.io" else endpoint.host
+        host = host_of(endpoint.host)
         places = _places()
         tls = self._tls(endpoint, host, places)
         plain = is_loopback(host) and not tls.authorities and not tls.insecure
@@ -137,6 +153,8 @@ class Registries:
             endpoint.host,
             root=root,
             timeout=min(self.timeout, MIRROR_TIMEOUT) if endpoint.mirror else self.timeout,
+            slowest=self.slowest,
+            connecting=endpoint.connecting or CONNECT_TIMEOUT,
             delays=() if endpoint.mirror else DELAYS,
             tls=tls if any(tls) else None,
             scopes=(f"repository:{endpoint.repository}:{'pull,push' if push else 'pull'}",),
@@ -145,6 +163,8 @@ class Registries:
             other_scheme=not endpoint.scheme and (plain or tls.insecure),
             places=places,
             headers=dict(endpoint.headers),
+            namespace=endpoint.namespace,
+            ranges=self.ranges,
         )
         repository = Repository(reference.registry, endpoint.repository, transport)
         if not endpoint.mirror:

@@ -5,7 +5,7 @@ Sources: docker CLI's ``config.json`` and credential helper protocol, containers
 1. credentials given in code for this connection;
 2. what :meth:`Credentials.login` keeps in this process;
 3. ``DOCKER_AUTH_CONFIG``, the content of a ``config.json``;
-4. the file that ``REGISTRY_AUTH_FILE`` names;
+4. the file that ``REGISTRY_AUTH_FILE`` names, which must be there;
 5. ``config.json`` in ``DOCKER_CONFIG``, or in ``~/.docker``;
 6. podman's ``auth.json`` in ``$XDG_RUNTIME_DIR/containers`` (or ``/run/containers/UID``), then in
    ``$XDG_CONFIG_HOME/containers`` (or ``~/.config/containers``).
@@ -21,6 +21,7 @@ import binascii
 import json
 import os
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from containerkit.errors import CredentialsError
@@ -81,15 +82,16 @@ class Credentials:
         return None
 
     def _documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        if text := self._environment.get("DOCKER_AUTH_CONFIG"):
+        if text := self._environment.get("DOCKER_AUTH_CONFIG", "").strip():
             yield "DOCKER_AUTH_CONFIG", _parse(text, "DOCKER_AUTH_CONFIG")
         for path in self.files():
             try:
                 with open(path, "rb") as file:
                     text_or_more = file.read(LARGEST_FILE + 1)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
             except OSError as error:
+                named = path == self._environment.get("REGISTRY_AUTH_FILE")
+                if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not named:
+                    continue
                 raise CredentialsError(f"cannot read {path}: {error.strerror}") from error
             if text_or_more.strip():
                 yield path, _parse(text_or_more, path)
@@ -171,7 +173,9 @@ class Helper:
             raise CredentialsError(f"{program} {verb} does not answer: {type(error).__name__}") from error
         if done.returncode != 0:
             said = (done.stdout or done.stderr).decode(errors="replace").strip()[:200]
-            raise CredentialsError(f"{program} {verb} failed: {said or done.returncode}")
+            # One that fails may have printed an answer all the same, or what it was given.
+            shown = "" if "{" in said or "secret" in said.lower() else said
+            raise CredentialsError(f"{program} {verb} failed: {shown or done.returncode}")
         return done.stdout
 
 
@@ -203,11 +207,11 @@ def _decode(entry: Any, name: str, registry: str) -> Credential | None:
         raise CredentialsError(f"{name}: the entry of {registry} has a value that is not a string")
     username, password = texts["username"], texts["password"]
     if texts["auth"]:
-        try:
-            username, colon, password = base64.b64decode(texts["auth"], validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise CredentialsError(f"{name}: auth of {registry} is not base64 of USER:PASSWORD") from error
-        if not colon:
+        colon = ""
+        with suppress(binascii.Error, UnicodeDecodeError):
+            encoded = "".join(texts["auth"].split())
+            username, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        if not colon:  # raised outside: those errors have the password with them
             raise CredentialsError(f"{name}: auth of {registry} is not base64 of USER:PASSWORD")
         password = password.rstrip("\0")
     if not (username or password or texts["identitytoken"] or texts["registrytoken"]):
@@ -248,10 +252,11 @@ def _mapping(document: dict[str, Any], key: str, name: str) -> dict[str, Any]:
 
 
 def _parse(text: str | bytes, name: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CredentialsError(f"{name} is not JSON") from error
+    document, parsed = None, False
+    with suppress(ValueError, RecursionError):
+        document, parsed = json.loads(text), True
+    if not parsed:  # raised outside: those errors have the whole text with them
+        raise CredentialsError(f"{name} is not JSON")
     if not isinstance(document, dict):
         raise CredentialsError(f"{name} is not a JSON object")
     return document

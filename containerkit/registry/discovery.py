@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from containerkit.errors import (
     BlobUnknown,
@@ -24,6 +24,7 @@ from containerkit.image.codec import LARGEST_DOCUMENT, encode, parse_descriptor,
 from containerkit.image.model import OCI_INDEX
 from containerkit.image.reference import Reference
 from containerkit.registry import failures
+from containerkit.registry.addresses import absolute, origin
 from containerkit.registry.transport import Request
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 MOST_PAGES = 10_000
 PAGE = 1000
 NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel\s*=\s*"?next"?', re.IGNORECASE)
-FILTERS = "OCI-Filters-Applied"
 
 
 def tags(repository: Repository) -> list[str]:
@@ -164,8 +164,8 @@ def _answers(transport: Transport, url: str, subject: str, scopes: tuple[str, ..
         link = NEXT.search(answer.headers.get("Link", ""))
         if link is None:
             return
-        following = urljoin(answer.url, link[1])
-        if failures.server(following) != failures.server(answer.url) or following in seen:
+        following = absolute(answer.url, link[1])
+        if origin(following) != origin(answer.url) or following in seen:
             raise UnexpectedResponse(
                 f"{subject}: the next page is elsewhere or has been seen", url=failures.public(following)
             )

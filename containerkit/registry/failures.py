@@ -35,8 +35,14 @@ MAY_PASS = frozenset({408, 425, 429})
 NOT_IMPLEMENTED = 501
 
 CUT = "cut the connection"
+LOST = "cannot be reached"
+NO_HTTP = "does not answer in proper HTTP"
 TLS_ON_HTTP = b"HTTP request to an HTTPS server"  # how Go's server greets plain http
 TLS_RECORDS = ("\x15\x03", "\x16\x03")  # an alert or handshake where a status line should be
+
+
+class TooSlow(TimeoutError):
+    """Something comes, but so little that it is no better than silence."""
 
 
 class Reason(NamedTuple):
@@ -132,26 +138,26 @@ def cut(*, url: str, subject: str) -> RegistryDisconnected:
 
 
 def _broken(error: Exception) -> tuple[type[RegistryError], str]:
-    from http.client import BadStatusLine, RemoteDisconnected
+    from http.client import BadStatusLine, HTTPException, IncompleteRead, RemoteDisconnected
 
     from urllib3 import exceptions as urllib3
 
     chain = tuple(_chain(error))
-
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
     if over_tls := _broken_tls(chain):
         return over_tls
-    if has(urllib3.NewConnectionError, urllib3.ConnectTimeoutError, urllib3.ProxyError):
-        return RegistryUnavailable, "cannot be reached"
-    if has(urllib3.ReadTimeoutError, TimeoutError):
-        return RegistryTimeout, "stopped answering"
-    if has(RemoteDisconnected, ConnectionError, urllib3.IncompleteRead):
-        return RegistryDisconnected, CUT
-    if has(BadStatusLine, urllib3.InvalidHeader) or not has(urllib3.ProtocolError):
-        return UnexpectedResponse, "does not answer in proper HTTP"
-    return RegistryDisconnected, CUT
+    if slow := next((link for link in chain if isinstance(link, TooSlow)), None):
+        return RegistryTimeout, f"sends too slowly: {slow}"
+    kinds: tuple[tuple[tuple[type[BaseException], ...], type[RegistryError], str], ...] = (
+        ((urllib3.NewConnectionError, urllib3.ConnectTimeoutError, urllib3.ProxyError), RegistryUnavailable, LOST),
+        ((urllib3.ReadTimeoutError, TimeoutError), RegistryTimeout, "stopped answering"),
+        ((RemoteDisconnected, ConnectionError, IncompleteRead, urllib3.IncompleteRead), RegistryDisconnected, CUT),
+        ((BadStatusLine, HTTPException, urllib3.InvalidHeader), UnexpectedResponse, NO_HTTP),
+        ((urllib3.ProtocolError,), RegistryDisconnected, CUT),
+    )
+    for errors, kind, says in kinds:
+        if any(isinstance(link, errors) for link in chain):
+            return kind, says
+    return UnexpectedResponse, NO_HTTP
 
 
 def _broken_tls(chain: tuple[BaseException, ...]) -> tuple[type[RegistryError], str] | None:

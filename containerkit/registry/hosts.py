@@ -6,24 +6,31 @@ Source: containerd's "Registry Configuration - Introduction" (docs/hosts.md).
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from containerkit.errors import RegistryConfigError
-from containerkit.image.reference import DEFAULT_REGISTRY
-from containerkit.registry.mirrors import DOCKER_HUB, Endpoint
+from containerkit.registry.addresses import registry_at
+from containerkit.registry.mirrors import Endpoint
 
+UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)"
 CAPABILITIES = ("pull", "resolve", "push")
 
 
-def read(document: dict[str, Any], path: str, repository: str) -> tuple[list[Endpoint], Endpoint | None]:
-    """The endpoints of a ``hosts.toml`` for pulling ``repository``, and the server, where it names one.
+def read(document: dict[str, Any], path: str, registry: str, repository: str) -> tuple[list[Endpoint], Endpoint | None]:
+    """The endpoints of a ``hosts.toml`` for pulling ``repository`` of ``registry``, and the server, where it names one.
 
-    Settings at the top level are the server's. Raises :class:`~containerkit.errors.RegistryConfigError`.
+    Those at other hosts than the registry's own are told which one is meant. Settings at the top level are the
+    server's. Raises :class:`~containerkit.errors.RegistryConfigError`.
     """
     hosts = document.get("host") or {}
     if not isinstance(hosts, dict):
         raise RegistryConfigError(f"{path}: host is not a table")
-    found = [_endpoint(url, settings, path, repository)._replace(mirror=True) for url, settings in hosts.items()]
+    found = [
+        _named(_endpoint(url, settings, path, repository), registry)._replace(mirror=True)
+        for url, settings in hosts.items()
+    ]
     server = document.get("server") or ""
     if not isinstance(server, str):
         raise RegistryConfigError(f"{path}: server is not a string")
@@ -32,7 +39,11 @@ def read(document: dict[str, Any], path: str, repository: str) -> tuple[list[End
         for endpoint, settings in zip(found, hosts.values(), strict=True)
         if "pull" in settings.get("capabilities", CAPABILITIES)
     ]
-    return usable, _endpoint(server, document, path, repository) if server else None
+    return usable, _named(_endpoint(server, document, path, repository), registry) if server else None
+
+
+def _named(endpoint: Endpoint, registry: str) -> Endpoint:
+    return endpoint if endpoint.host == registry else endpoint._replace(namespace=registry)
 
 
 def _endpoint(url: str, settings: Any, path: str, repository: str) -> Endpoint:
@@ -46,7 +57,7 @@ def _endpoint(url: str, settings: Any, path: str, repository: str) -> Endpoint:
         raise RegistryConfigError(f"{path}: {url!r} is no host and no http(s) URL")
     whole = settings.get("override_path", False) is True
     return Endpoint(
-        DEFAULT_REGISTRY if host == DOCKER_HUB else host,
+        registry_at(host),
         repository,
         scheme,
         by_digest_only="resolve" not in _capabilities(settings, path),
@@ -56,7 +67,17 @@ def _endpoint(url: str, settings: Any, path: str, repository: str) -> Endpoint:
         client=_client(settings.get("client") or [], path),
         whole_path=whole,
         headers=_headers(settings.get("header") or {}, path),
+        connecting=_duration(settings.get("dial_timeout", ""), path),
     )
+
+
+def _duration(value: Any, path: str) -> float:
+    """Seconds, from Go's way to write them: ``1m30s``, ``500ms``; 0 for nothing."""
+    if value == "":
+        return 0.0
+    if not isinstance(value, str) or not re.fullmatch(f"(?:{PART})+", value):
+        raise RegistryConfigError(f"{path}: dial_timeout is no time such as 5s: {value!r}")
+    return sum(float(number) * UNITS[unit] for number, unit in re.findall(PART, value))
 
 
 def _capabilities(settings: dict[str, Any], path: str) -> list[str]:

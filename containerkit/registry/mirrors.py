@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from ipaddress import IPv4Network, IPv6Network
 
-DOCKER_HUB = "registry-1.docker.io"
 SYSTEM = ("/etc/containers/registries.conf", "/etc/containers/registries.conf.d")
 HOSTS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 DAEMON = "/etc/docker/daemon.json"
@@ -45,6 +44,9 @@ class Endpoint(NamedTuple):
     by_tag_only: bool = False
     whole_path: bool = False  # nothing is to be put between path and repository, not even /v2
     headers: tuple[tuple[str, str], ...] = ()
+    target: str = ""  # the tag or digest to ask for there, in place of the tag that is meant
+    namespace: str = ""  # the registry that is meant, to be told to it
+    connecting: float = 0.0  # seconds that opening a connection may take; 0 where nothing is said
 
 
 class Mirror(NamedTuple):
@@ -90,11 +92,17 @@ class Mirrors:
         for path in default_files(environment) if files is None else files:
             self._read(path)
 
-    def endpoints(self, registry: str, repository: str) -> tuple[Endpoint, ...]:
-        """Where to ask for a repository, in order. Raises :class:`~containerkit.errors.RegistryBlocked`."""
+    def endpoints(self, registry: str, repository: str, suffix: str = "") -> tuple[Endpoint, ...]:
+        """Where to ask for a repository, in order; ``suffix`` is ``:TAG``, ``@DIGEST`` or both, where one is meant.
+
+        Raises :class:`~containerkit.errors.RegistryBlocked`.
+        """
         found = [self._parse(mirror, repository) for mirror in self._own.get(registry, ())]
-        name = f"{registry}/{repository}"
+        name = f"{registry}/{repository}{suffix}"
         rule = self._rule(name)
+        if rule is None and "@" in suffix:  # the digest names it as well as both
+            name = f"{registry}/{repository}{suffix[suffix.index('@') :]}"
+            rule = self._rule(name)
         target, insecure = name, False
         if rule is not None:
             if rule.blocked:
@@ -103,7 +111,7 @@ class Mirrors:
             found += [self._behind(rule, mirror, name) for mirror in rule.mirrors]
         if registry == DEFAULT_REGISTRY:
             found += [self._parse(mirror, repository) for mirror in self._hub]
-        last = _endpoint(target, insecure or self._is_insecure(target.partition("/")[0]))
+        last = self._endpoint(target, name, insecure=insecure)
         hosts, server = self._from_hosts(registry, repository)
         if server is not None and target == name:
             last = server
@@ -111,10 +119,17 @@ class Mirrors:
 
     def _behind(self, rule: Rule, mirror: Mirror, name: str) -> Endpoint:
         target = _relocate(name, rule.prefix, mirror.location)
-        insecure = mirror.insecure or self._is_insecure(target.partition("/")[0])
-        return _endpoint(target, insecure)._replace(
+        return self._endpoint(target, name, insecure=mirror.insecure)._replace(
             mirror=True, by_digest_only=mirror.by_digest_only, by_tag_only=mirror.by_tag_only
         )
+
+    def _endpoint(self, target: str, name: str, *, insecure: bool) -> Endpoint:
+        """The place of ``name``, called ``target`` there; both with the tag or digest that is meant, if any."""
+        host, repository, there = _split(target)
+        if not repository:
+            raise RegistryConfigError(f"{name} is {target} by registries.conf, and that is no repository")
+        other = there if there != _split(name)[2] else ""
+        return Endpoint(host, repository, insecure=insecure or self._is_insecure(host), target=other)
 
     def _rule(self, name: str) -> Rule | None:
         return max(
@@ -128,7 +143,7 @@ class Mirrors:
         host, _, path = (rest if found else scheme).strip("/").partition("/")
         if not host or (found and scheme not in ("http", "https")):
             raise RegistryConfigError(f"{mirror!r} is no mirror: it should be a host or an http(s) URL")
-        path = path.removesuffix("v2").strip("/")
+        path = f"/{path}".removesuffix("/v2").strip("/")
         insecure = self._is_insecure(host) or scheme == "http"
         return Endpoint(host, repository, scheme if found else "", mirror=True, insecure=insecure, path=path)
 
@@ -192,7 +207,7 @@ class Mirrors:
                 path = os.path.join(place, name, "hosts.toml")
                 if os.path.isfile(path):
                     with open(path, "rb") as file:
-                        return read(parse_toml(file.read(), path), path, repository)
+                        return read(parse_toml(file.read(), path), path, registry, repository)
         return [], None
 
 
@@ -210,7 +225,7 @@ def default_files(environment: Mapping[str, str]) -> tuple[str, ...]:
 def _matched(prefix: str, name: str) -> int:
     """How much of a name a prefix covers: 0 where it does not fit.
 
-    ``*.example.com`` stands for every host below a domain; a port may follow.
+    ``*.example.com`` stands for every host below a domain; a port may follow. Both may end in a tag or digest.
     """
     if prefix.startswith("*."):
         start = name.find(prefix[1:])
@@ -219,35 +234,43 @@ def _matched(prefix: str, name: str) -> int:
         end = start + len(prefix) - 1
     else:
         end = len(prefix) if name.startswith(prefix) else 0
-    return end if name[end : end + 1] in ("", "/", ":") else 0
+    return end if name[end : end + 1] in ("", "/", ":", "@") else 0
 
 
 def _relocate(name: str, prefix: str, location: str) -> str:
     return location + name[_matched(prefix, name) :] if location else name
 
 
-def _endpoint(target: str, insecure: bool) -> Endpoint:
-    host, _, repository = target.partition("/")
-    return Endpoint(host, repository, insecure=insecure)
+def _split(name: str) -> tuple[str, str, str]:
+    """Host, repository, and tag or digest."""
+    host, _, rest = name.partition("/")
+    rest, _, digest = rest.partition("@")
+    repository, _, tag = rest.rpartition(":")
+    return (host, repository, digest or tag) if repository and "/" not in tag else (host, rest, digest)
 
 
 def _rule(item: dict[str, Any], path: str) -> Rule:
-    location, prefix = _text(item, "location", path).strip("/"), _text(item, "prefix", path).strip("/")
+    location, prefix = _place(item, "location", path), _place(item, "prefix", path)
     if not (prefix or location):
         raise RegistryConfigError(f"{path}: a [[registry]] has neither prefix nor location")
+    if "pull-from-mirror" in item:
+        raise RegistryConfigError(f"{path}: pull-from-mirror is for mirrors alone, not for {prefix or location}")
     insecure, blocked = _flag(item, "insecure", path), _flag(item, "blocked", path)
     mirrors = tuple(_mirror(mirror, item, path) for mirror in _tables(item, "mirror", path))
     return Rule(prefix or location, location, insecure, blocked, mirrors)
 
 
 def _mirror(table: dict[str, Any], registry: dict[str, Any], path: str) -> Mirror:
-    pull, where = _text(table, "pull-from-mirror", path), _text(table, "location", path)
+    pull, where = _text(table, "pull-from-mirror", path), _place(table, "location", path)
     if pull not in ("", "all", "digest-only", "tag-only"):
         raise RegistryConfigError(f"{path}: pull-from-mirror is all, digest-only or tag-only, not {pull!r}")
     if not where:
         raise RegistryConfigError(f"{path}: a mirror has no location")
-    by_digest = _flag(registry, "mirror-by-digest-only", path) or pull == "digest-only"
-    return Mirror(where.strip("/"), _flag(table, "insecure", path), by_digest, pull == "tag-only")
+    all_by_digest = _flag(registry, "mirror-by-digest-only", path)
+    if all_by_digest and pull:
+        raise RegistryConfigError(f"{path}: both mirror-by-digest-only and pull-from-mirror, for {where}")
+    by_digest = all_by_digest or pull == "digest-only"
+    return Mirror(where, _flag(table, "insecure", path), by_digest, pull == "tag-only")
 
 
 def parse_toml(content: bytes, path: str) -> dict[str, Any]:
@@ -269,6 +292,13 @@ def _text(table: dict[str, Any], key: str, path: str) -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
         raise RegistryConfigError(f"{path}: {key} is not a string")
+    return value
+
+
+def _place(table: dict[str, Any], key: str, path: str) -> str:
+    value = _text(table, key, path).strip("/")
+    if "://" in value:
+        raise RegistryConfigError(f"{path}: {key} is a name such as example.org/team, no URL: {value!r}")
     return value
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import io
-import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
 
 from containerkit.errors import (
     BlobUnknown,
-    ContainerkitError,
     DigestMismatch,
     InvalidDigest,
     InvalidImage,
     ManifestUnknown,
     RegistryError,
-    RegistryNotFound,
     UnexpectedResponse,
     UnsupportedMediaType,
 )
@@ -26,15 +23,20 @@ from containerkit.image.model import (
     DOCKER_SCHEMA1_SIGNED,
     INDEX_TYPES,
     MANIFEST_TYPES,
+    OCI_LAYER,
     Descriptor,
 )
 from containerkit.image.stream import verify_bytes
 from containerkit.registry import failures
-from containerkit.registry.addresses import absolute
+from containerkit.registry.bodies import number
+from containerkit.registry.ranges import open_blob
 from containerkit.registry.streams import Download, Upload
-from containerkit.registry.transport import LONGEST_WAIT, Request
+from containerkit.registry.transport import Request
+from containerkit.registry.uploads import Uploads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from typing import BinaryIO, Self
 
     from requests import Response
@@ -45,9 +47,7 @@ if TYPE_CHECKING:
 
 DOCUMENT_TYPES = (*INDEX_TYPES, *MANIFEST_TYPES)
 VAGUE_TYPES = ("", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream")
-UPLOAD_RESUMES = 6
-PAUSE = 0.1  # seconds
-RANGE_NOT_SATISFIABLE = 416
+MOST_DOCUMENTS = 4
 DIGEST_HEADER = "Docker-Content-Digest"
 
 
@@ -64,6 +64,9 @@ class Repository:
         self.name = name
         self.transport = transport
         self.policy: Policy | None = None
+        self._uploads = Uploads(transport, name, lambda digest: self.has(Descriptor(OCI_LAYER, digest, 0)))
+        self._closed: set[str] = set()  # repositories that nothing can be mounted from
+        self._documents: dict[Digest, bytes] = {}  # what was resolved last, and what was read of it, by digest
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +86,7 @@ class Repository:
         """Close every idle connection."""
         self.transport.close()
 
-    def download(self, digest: Digest) -> Download:
+    def download(self, digest: Digest) -> BinaryIO:
         """A stream of a blob whose size is not known: as long as the registry says, for the caller to verify.
 
         Raises :class:`BlobUnknown`.
@@ -91,14 +94,12 @@ class Repository:
         subject = f"blob {self.registry}/{self.name}@{digest}"
         url = f"{self.name}/blobs/{digest}"
         head = self.transport.exchange(Request("HEAD", url, subject, missing=BlobUnknown))
-        size = head.headers.get("Content-Length", "")
-        if not size.isdigit():
+        size = number(head.headers.get("Content-Length", ""))
+        if size is None:
             raise UnexpectedResponse(
                 f"{subject}: the registry does not say how long it is", url=failures.public(head.url)
             )
-        stream = self.open(Descriptor("application/octet-stream", digest, int(size)))
-        assert isinstance(stream, Download)  # noqa: S101 - for the type checker
-        return stream
+        return self.open(Descriptor("application/octet-stream", digest, size))
 
     def approve(self, reference: Reference, digest: Digest) -> None:
         """Ask the policy whether ``reference``, with this digest, may be pulled. Raises :class:`PolicyRefused`."""
@@ -115,14 +116,20 @@ class Repository:
         """
         answer = self._manifest(reference.target, f"manifest {reference}")
         digest = _verify(answer, reference.digest, f"manifest {reference}")
+        self._documents = {digest: answer.body}
         return Descriptor(_media_type(answer, f"manifest {reference}"), digest, len(answer.body)), answer.body
 
     def manifest(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest or index, of exactly this size and digest."""
+        if (body := self._documents.get(descriptor.digest)) is not None:
+            return verify_bytes(descriptor, body)
         subject = self._subject("manifest", descriptor)
         answer = self._manifest(descriptor.digest, subject)
         _verify(answer, None, subject)
-        return verify_bytes(descriptor, answer.body)
+        body = verify_bytes(descriptor, answer.body)
+        if len(self._documents) < MOST_DOCUMENTS:
+            self._documents[descriptor.digest] = body
+        return body
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """A stream of the content as it is stored, for the caller to verify and close.
@@ -136,12 +143,14 @@ class Repository:
 
     def open_at(self, descriptor: Descriptor, offset: int) -> BinaryIO:
         """The rest of a blob from byte ``offset`` on, where an earlier download has ended; as :meth:`open`."""
-        return Download(  # type: ignore[return-value] # a RawIOBase that reads like a file
-            descriptor,
-            lambda at, length: self.fetch(descriptor, at, length),
-            self._subject("blob", descriptor),
-            offset=offset,
-        )
+        subject = self._subject("blob", descriptor)
+
+        def part(start: int, end: int | None) -> Download:
+            return Download(
+                descriptor, lambda at, length: self.fetch(descriptor, at, length), subject, offset=start, end=end
+            )
+
+        return open_blob(descriptor, part, self.transport.lanes, offset)
 
     def fetch(self, descriptor: Descriptor, offset: int, length: int = 0) -> Response:
         """The registry's answer with a blob from ``offset`` on, or all of it where it knows no ranges; to be closed.
@@ -167,11 +176,10 @@ class Repository:
         Raises :class:`SizeMismatch` or :class:`DigestMismatch` where ``stream`` is not what ``descriptor`` says; the
         registry then keeps nothing.
         """
-        upload = Upload(descriptor, stream)
         if descriptor.media_type in DOCUMENT_TYPES:
-            self._put_manifest(descriptor.digest, descriptor.media_type, b"".join(upload))
+            self._put_manifest(descriptor.digest, descriptor.media_type, b"".join(Upload(descriptor, stream)))
         else:
-            self._put_blob(descriptor, upload)
+            self._put_blob(descriptor, lambda: nullcontext(stream))
 
     def put_manifest(self, reference: Reference, media_type: str, body: bytes) -> Digest:
         """Store a manifest or index under the tag or digest of ``reference``; all that it names must be there already.
@@ -197,91 +205,68 @@ class Repository:
         ``source`` is that repository's name there.
         """
         subject = self._subject("blob", descriptor)
-        url = f"{self.name}/blobs/uploads/?mount={quote(descriptor.digest, safe='')}&from={quote(source, safe='')}"
-        scope = f"repository:{source}:pull"
-        request = Request("POST", url, subject, {"Content-Length": "0"}, None, (201, 202), scopes=(scope,))
-        answer = self.transport.exchange(request, repeat=True)
-        if answer.status == 201:  # noqa: PLR2004 - the protocol's own numbers
-            return True
-        self._cancel(_location(answer, subject), subject)
-        return False
+        location = self._uploads.mount(descriptor, source, subject)
+        if location:
+            self._uploads.cancel(location, subject)
+        return not location
 
-    def _put_blob(self, descriptor: Descriptor, upload: Upload) -> None:
+    def send(self, descriptor: Descriptor, content: Callable[[], BinaryIO], repositories: Sequence[str] = ()) -> bool:
+        """Mount a blob from the first of ``repositories`` that has it, or send what ``content()`` opens.
+
+        They are names at the same registry. What the registry answers to a mount that it does not do is where the blob
+        is then sent. False where it was mounted and ``content`` not called. Raises as :meth:`put`.
+        """
         subject = self._subject("blob", descriptor)
-        location = self._start_upload(subject)
+        location = ""
+        for source in repositories:
+            if source in self._closed or source == self.name:
+                continue
+            try:
+                opened = self._uploads.mount(descriptor, source, subject)
+            except RegistryError as error:
+                if not error.status:
+                    raise
+                self._closed.add(source)  # not ours to read, or mounting is unknown there
+                continue
+            if location:
+                self._uploads.cancel(location, subject)
+            if not opened:
+                return False
+            location = opened
+        self._put_blob(descriptor, content, location)
+        return True
+
+    def put_pieces(self, pieces: Iterable[bytes]) -> tuple[Digest, int]:
+        """Send a blob whose digest is known only at its end, in chunks: its digest and size (bytes).
+
+        Raises what ``pieces`` raises; the registry then keeps nothing.
+        """
+        return self._uploads.send_pieces(pieces, f"new blob {self.registry}/{self.name}")
+
+    def _put_blob(
+        self, descriptor: Descriptor, content: Callable[[], AbstractContextManager[BinaryIO]], location: str = ""
+    ) -> None:
+        """Send a blob to an upload that is open already, or a new one; it closes what it opens."""
+        subject = self._subject("blob", descriptor)
+        location = location or self._uploads.start(subject)
+        upload: Upload | None = None
         try:
-            self._send_blob(location, descriptor, upload, subject)
+            with content() as stream:
+                upload = Upload(descriptor, stream)
+                self._uploads.send(location, descriptor, upload, subject)
         except Exception as error:
             # Not after a broken connection or silence: waiting for the server once was enough.
-            if upload.failure is not None or (isinstance(error, RegistryError) and error.status):
-                self._cancel(location, subject)
-            if upload.failure is not None and upload.failure is not error:
-                raise upload.failure from None
+            failure = error if upload is None else upload.failure
+            if failure is not None or (isinstance(error, RegistryError) and error.status):
+                self._uploads.cancel(location, subject)
+            if failure is not None and failure is not error:
+                raise failure from None
             raise
-
-    def _start_upload(self, subject: str) -> str:
-        start = Request("POST", f"{self.name}/blobs/uploads/", subject, {"Content-Length": "0"}, None, (202,))
-        return _location(self.transport.exchange(start, repeat=True), subject)
-
-    def _send_blob(self, location: str, descriptor: Descriptor, upload: Upload, subject: str) -> None:
-        """All in one request; where that fails in a way that may pass, the rest in further ones.
-
-        Attempts that bring the registry not one byte more are counted; so many in a row are too many.
-        """
-        headers = {"Content-Type": "application/octet-stream"}
-        held, futile = 0, 0
-        while True:
-            data: Upload | bytes = upload if len(upload) else b"".join(upload)
-            url = _with_digest(location, descriptor.digest)
-            try:
-                self.transport.exchange(Request("PUT", url, subject, headers, data, (201, 204)))
-            except RegistryError as error:
-                # 416: bytes of the broken request have come in after the question how many there are.
-                passes = error.retryable or error.status == RANGE_NOT_SATISFIABLE
-                if upload.failure is not None or not passes or not upload.seekable():
-                    raise
-                pause = error.retry_after
-                try:
-                    location, came = self._progress(location, subject)
-                except RegistryNotFound:  # the registry knows nothing of it: either it is finished, or it is forgotten
-                    if self.has(descriptor):
-                        return
-                    location, came = self._start_upload(subject), 0
-                futile = 0 if came > held else futile + 1
-                if futile > UPLOAD_RESUMES or pause > LONGEST_WAIT:
-                    raise
-                if futile or pause:
-                    time.sleep(max(pause, PAUSE * futile))
-                held = min(came, descriptor.size)
-                upload.resume(held)
-                headers.pop("Content-Range", None)
-                if 0 < held < descriptor.size:
-                    headers["Content-Range"] = f"{held}-{descriptor.size - 1}"
-            else:
-                return
-
-    def _progress(self, location: str, subject: str) -> tuple[str, int]:
-        """Where an upload goes on, and how many bytes of it the registry has."""
-        request = Request("GET", location, subject, accept=(204, 200))
-        answer = self.transport.exchange(request)
-        first, _, last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")
-        held = int(last) + 1 if first == "0" and last.isascii() and last.isdigit() else 0
-        if held == 1:  # "0-0" is what registries say of one byte, and of none
-            self._cancel(location, subject)
-            return self._start_upload(subject), 0
-        return _location(answer, subject) if answer.headers.get("Location") else location, held
-
-    def _cancel(self, location: str, subject: str) -> None:
-        """Tell the registry that an upload is over; it would find out by itself in time."""
-        try:
-            self.transport.exchange(Request("DELETE", location, subject, accept=(204, 404)))
-        except ContainerkitError:
-            return
 
     def _manifest(self, target: str, subject: str) -> Answer:
         headers = {"Accept": ", ".join(DOCUMENT_TYPES)}
         url = f"{self.name}/manifests/{target}"
-        request = Request("GET", url, subject, headers, missing=ManifestUnknown)
+        request = Request("GET", url, subject, headers, missing=ManifestUnknown, document=True)
         return self.transport.exchange(request, limit=LARGEST_DOCUMENT)
 
     def _url(self, descriptor: Descriptor) -> str:
@@ -290,20 +275,6 @@ class Repository:
 
     def _subject(self, kind: str, descriptor: Descriptor) -> str:
         return f"{kind} {self.registry}/{self.name}@{descriptor.digest}"
-
-
-def _with_digest(location: str, digest: Digest) -> str:
-    return f"{location}{'&' if urlsplit(location).query else '?'}digest={quote(digest, safe='')}"
-
-
-def _location(answer: Answer, subject: str) -> str:
-    """Where to send the upload: absolute or relative, and perhaps on another host (specification, "POST then PUT")."""
-    said = answer.headers.get("Location", "")
-    location = absolute(answer.url, said) if said else ""
-    if not location:
-        message = f"{subject}: the registry does not say where to send it"
-        raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
-    return location
 
 
 def _hash(body: bytes, like: Digest | None) -> Digest:

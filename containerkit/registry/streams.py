@@ -13,11 +13,11 @@ from containerkit.errors import (
 )
 from containerkit.image.stream import Verified
 from containerkit.registry import failures
-from containerkit.registry.bodies import content_length, read_raw
+from containerkit.registry.bodies import content_length, interrupt, number, read_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import BinaryIO
+    from typing import BinaryIO, Self
 
     from _typeshed import WriteableBuffer
     from requests import Response
@@ -27,18 +27,45 @@ if TYPE_CHECKING:
 CHUNK = 256 << 10
 RESUMES = 4
 SMALLEST_WINDOW = 64 << 10
-BREAKS_TO_WINDOW = 3
+WORTH_WAITING = 64 << 10  # bytes before silence that show that it is worth asking on
+BREAKS_TO_WINDOW = 2
 PARTIAL_CONTENT = 206
 
 
-class Download(io.RawIOBase):
+class Bytes(io.RawIOBase):
+    """What streams of content have in common: :meth:`read` is theirs."""
+
+    _position = 0
+
+    def readable(self) -> bool:
+        """True until closed."""
+        return not self.closed
+
+    def tell(self) -> int:
+        """Which byte of the blob comes next."""
+        return self._position
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return b"".join(iter(lambda: self.read(CHUNK), b""))
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """As :meth:`read`, into ``buffer``."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view)) or b""
+        view[: len(data)] = data
+        return len(data)
+
+
+class Download(Bytes):
     """The bytes of one blob from ``offset`` on, exactly as many as its descriptor says; the digest is the reader's.
 
-    ``fetch(offset, length)`` asks the registry for the blob from ``offset`` on, or for ``length`` bytes of it where
-    that is not 0. A connection that breaks or falls silent is replaced; ``resumes`` times in a row without a byte are
-    too many. After several breaks, the rest comes in pieces, small ones at first: what was on its way when a
-    connection broke was sent in vain. Reading raises :class:`SizeMismatch` where the registry has more or less than
-    declared, :class:`RegistryDisconnected` and :class:`RegistryTimeout` where resuming did not help.
+    With ``end`` only those before it. ``fetch(offset, length)`` asks the registry for the blob from ``offset`` on, or
+    for ``length`` bytes of it where that is not 0. A connection that breaks or falls silent is replaced; ``resumes``
+    times in a row without a byte, or without much before the silence, are too many. After the second break, the rest
+    comes in pieces, small ones at first: what was on its way when a connection broke was sent in vain. Reading raises
+    :class:`SizeMismatch` where the registry has more or less than declared, :class:`RegistryDisconnected` and
+    :class:`RegistryTimeout` where resuming did not help.
     """
 
     def __init__(
@@ -49,28 +76,44 @@ class Download(io.RawIOBase):
         *,
         resumes: int = RESUMES,
         offset: int = 0,
+        end: int | None = None,
     ) -> None:
         super().__init__()
         self._size = descriptor.size
         self._fetch = fetch
         self._subject = subject
         self._resumes = self._left = resumes
-        self._position = offset
+        self._position = self._began = offset
+        self._end = descriptor.size if end is None else end
         self._skip = 0  # a server that knows no ranges begins again
         self._first = offset
         self._until = descriptor.size  # where the present response ends
         self._breaks = 0
         self._window = 0  # how much to ask for at once; 0 is all of it
         self._response: Response | None = None
+        self._interrupted = False
+        self._done: Callable[[], None] | None = None
         self._connect()
 
-    def readable(self) -> bool:
-        """True until closed."""
-        return not self.closed
+    @property
+    def in_ranges(self) -> bool:
+        """Whether the registry, asked for a part last, gave a part."""
+        return self._response is not None and self._response.status_code == PARTIAL_CONTENT
 
-    def tell(self) -> int:
-        """How many bytes have been read."""
-        return self._position
+    def stretch(self) -> None:
+        """Go on to the end of the blob."""
+        self._end = self._size
+
+    def then(self, done: Callable[[], None]) -> Self:
+        """Have ``done`` called once this is closed."""
+        self._done = done
+        return self
+
+    def interrupt(self) -> None:
+        """Have a read that waits, in another thread, fail."""
+        self._interrupted = True
+        if (response := self._response) is not None:
+            interrupt(response)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """``size`` bytes, fewer at the end or where a connection broke; empty only at the whole blob's end."""
@@ -82,47 +125,46 @@ class Download(io.RawIOBase):
         while size:
             try:
                 data = self._read(self._connect() if self._response is None else self._response, size)
-            except (RegistryDisconnected, RegistryTimeout):
-                self._drop()
-                self._breaks += 1
-                if self._breaks >= BREAKS_TO_WINDOW and self._position:
-                    self._window = max(SMALLEST_WINDOW, (self._position - self._first) // self._breaks // 4)
+            except (RegistryDisconnected, RegistryTimeout) as error:
+                self._broken(error)
                 if parts:
                     break
-                if not self._left:
+                if self._left < 0 or self._interrupted:
                     raise
-                self._left -= 1
                 continue
-            self._left = self._resumes
             if not data:
                 break
             parts.append(data)
             size -= len(data)
         return b"".join(parts)
 
-    def readall(self) -> bytes:
-        """All that is left."""
-        return b"".join(iter(lambda: self.read(CHUNK), b""))
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """As :meth:`read`, into ``buffer``."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
     def close(self) -> None:
         """Give the connection back where everything has been read, else close it."""
         self._drop()
+        done, self._done = self._done, None
+        if done is not None:
+            done()
         super().close()
+
+    def _broken(self, error: Exception) -> None:
+        self._drop()
+        self._breaks += 1
+        if self._breaks >= BREAKS_TO_WINDOW and self._position:
+            self._window = max(SMALLEST_WINDOW, (self._position - self._first) // self._breaks // 4)
+        least = WORTH_WAITING if isinstance(error, RegistryTimeout) else 1
+        self._left = self._resumes if self._position - self._began >= least else self._left - 1
+        self._began = self._position
 
     def _read(self, response: Response, size: int) -> bytes:
         while self._skip and (skipped := read_raw(response, min(self._skip, CHUNK), self._subject)):
             self._skip -= len(skipped)
+        if self._position == self._end < self._size:
+            return b""
         if self._position == self._until < self._size:
             response = self._next()
         left = self._size - self._position
-        most = left + 1 if self._until == self._size else self._until - self._position
+        until = min(self._until, self._end)
+        most = left + 1 if until == self._size else until - self._position
         data = read_raw(response, min(size, most), self._subject)
         if len(data) > left:
             raise self._mismatch("more")
@@ -145,7 +187,9 @@ class Download(io.RawIOBase):
         raise failures.cut(url=response.url, subject=self._subject)
 
     def _connect(self) -> Response:
-        self._response = response = self._fetch(self._position, min(self._window, self._size - self._position))
+        left = self._end - self._position
+        length = min(self._window, left) or (left if self._end < self._size else 0)
+        self._response = response = self._fetch(self._position, length)
         try:
             self._check_start(response)
         except BaseException:
@@ -158,12 +202,13 @@ class Download(io.RawIOBase):
         self._skip, self._until = 0, self._size
         if response.status_code == PARTIAL_CONTENT:
             place, _, total = response.headers.get("Content-Range", "").partition("/")
-            if not place.startswith(f"bytes {offset}-"):
-                message = f"{self._subject}: the registry resumed at another place than byte {offset}"
-                raise UnexpectedResponse(message, url=failures.public(response.url), status=PARTIAL_CONTENT)
-            if total.isdigit() and int(total) != self._size:
+            here = place.startswith(f"bytes {offset}-")
+            if here and number(total) not in (None, self._size):
                 raise self._mismatch(total)
             self._until = end_of_range(response, self._size)
+            if not here or self._until <= offset < self._size:
+                message = f"{self._subject}: the registry resumed at another place than byte {offset}"
+                raise UnexpectedResponse(message, url=failures.public(response.url), status=PARTIAL_CONTENT)
             return
         length = content_length(response)
         if length not in (None, self._size):
@@ -171,9 +216,9 @@ class Download(io.RawIOBase):
         self._skip = offset
 
     def _mismatch(self, found: str) -> SizeMismatch:
-        actual = int(found) if found.isdigit() else self._size + 1
+        actual = number(found)
         message = f"{self._subject}: the registry has {found} bytes, the descriptor says {self._size}"
-        return SizeMismatch(message, expected=self._size, actual=actual)
+        return SizeMismatch(message, expected=self._size, actual=self._size + 1 if actual is None else actual)
 
     def _drop(self) -> None:
         if self._response is not None:
@@ -184,7 +229,8 @@ class Download(io.RawIOBase):
 def end_of_range(response: Response, size: int) -> int:
     """Where a partial answer ends in a blob of ``size`` bytes; at its end, where the answer does not say."""
     last = response.headers.get("Content-Range", "").partition("/")[0].rpartition("-")[2]
-    return min(size, int(last) + 1) if last.isascii() and last.isdigit() else size
+    found = number(last)
+    return size if found is None else min(size, found + 1)
 
 
 class Upload:

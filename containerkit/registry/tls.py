@@ -11,13 +11,15 @@ import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from containerkit.errors import RegistryConfigError
+from containerkit.registry.pace import PacedAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from containerkit.registry.pace import Pace
 
 DIRECTORIES = ("/etc/docker/certs.d", "/etc/containers/certs.d")
 POOL = 16
@@ -97,7 +99,15 @@ def context(tls: Tls) -> ssl.SSLContext:
     return made
 
 
-class TlsAdapter(HTTPAdapter):
+class _QuietPool(HTTPSConnectionPool):
+    """Connections whose context may verify nothing: the caller has said so, and needs no warning at each request."""
+
+    def _validate_conn(self, conn: Any) -> None:
+        if conn.sock is None:
+            conn.connect()
+
+
+class TlsAdapter(PacedAdapter):
     """A requests adapter whose connections use our contexts, made when they are first needed.
 
     ``own`` are the settings of the registry ``host`` (``name[:port]``). Other ports of that machine, as of its token
@@ -105,12 +115,14 @@ class TlsAdapter(HTTPAdapter):
     certificate nor the leave to verify nothing goes there. ``places`` are directories to :func:`find` more in.
     """
 
-    def __init__(self, host: str, own: Tls, places: tuple[str, ...] = ()) -> None:
+    pools: Mapping[str, type[HTTPConnectionPool]] = {"http": HTTPConnectionPool, "https": _QuietPool}
+
+    def __init__(self, host: str, own: Tls, pace: Pace, places: tuple[str, ...] = ()) -> None:
         self._host = host
         self._own = own
         self._places = places
         self._contexts: dict[Tls, ssl.SSLContext] = {}
-        super().__init__(pool_connections=POOL, pool_maxsize=POOL)
+        super().__init__(pace, POOL)
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         """Requests' own choice of authorities gives way to the context's."""
@@ -126,17 +138,6 @@ class TlsAdapter(HTTPAdapter):
     def prepare(self, url: str) -> None:
         """Make the context for ``url``. Raises :class:`~containerkit.errors.RegistryConfigError`."""
         self._context_for(urlsplit(url).netloc.rpartition("@")[2])
-
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        """As the base class, without warnings where it was said that nothing is to be verified."""
-        super().init_poolmanager(*arguments, **options)
-        self.poolmanager.pool_classes_by_scheme = _pools()
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        """As the base class, likewise."""
-        manager = super().proxy_manager_for(proxy, **options)
-        manager.pool_classes_by_scheme = _pools()
-        return manager
 
     def _context_for(self, host: str) -> ssl.SSLContext:
         tls = self._own
@@ -158,15 +159,3 @@ class TlsAdapter(HTTPAdapter):
 
 def _hostname(host: str) -> str:
     return urlsplit(f"//{host}").hostname or ""
-
-
-def _pools() -> dict[str, type[HTTPConnectionPool]]:
-    return {"http": HTTPConnectionPool, "https": _QuietPool}
-
-
-class _QuietPool(HTTPSConnectionPool):
-    """Connections whose context may verify nothing: the caller has said so, and needs no warning at each request."""
-
-    def _validate_conn(self, conn: Any) -> None:
-        if conn.sock is None:
-            conn.connect()

@@ -10,10 +10,11 @@ import email.utils
 import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from containerkit.errors import (
     CertificateRejected,
+    DocumentTooLarge,
     RedirectRefused,
     RegistryDisconnected,
     RegistryError,
@@ -27,8 +28,10 @@ from containerkit.errors import (
 )
 from containerkit.registry import failures
 from containerkit.registry.addresses import absolute, endpoint, is_loopback, origin
-from containerkit.registry.bodies import read_body
+from containerkit.registry.bodies import content_length, number, read_body
 from containerkit.registry.challenge import Authorizer, parse_challenges
+from containerkit.registry.client import SLOWEST, TIMEOUT
+from containerkit.registry.ranges import Lanes, Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,12 +41,12 @@ if TYPE_CHECKING:
 
     from containerkit.registry.challenge import Memory
     from containerkit.registry.credentials import Credential
+    from containerkit.registry.pace import Pace
     from containerkit.registry.tls import Tls
 
     T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10.0
-TIMEOUT = 30.0
 DELAYS = (0.1, 0.4, 1.0, 2.0)
 UNREACHABLE_RETRIES = 2  # where nobody listens, patience is of little use
 LONGEST_WAIT = 60.0  # the most (seconds) that a server's Retry-After is obeyed
@@ -71,6 +74,10 @@ class Request(NamedTuple):
     accept: tuple[int, ...] = (200,)
     missing: type[RegistryNotFound] = RegistryNotFound
     scopes: tuple[str, ...] = ()
+    document: bool = False  # a manifest or index: one that is too long is not just an odd answer
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} for {self.subject}>"  # headers and queries may carry secrets
 
 
 class Answer(NamedTuple):
@@ -97,11 +104,14 @@ class Transport:
     """The connections to one registry, to be shared by threads. Loads requests.
 
     ``root`` is the API root, where it is not the usual one. ``timeout`` is how long (seconds) the server may be silent
-    within an answer. ``delays`` are the pauses (seconds, with jitter) before a request that may be repeated is sent
+    within an answer, or send less than ``slowest`` bytes a second; ``connecting`` how long it may take to accept a
+    connection. ``delays`` are the pauses (seconds, with jitter) before a request that may be repeated is sent
     again. ``scopes`` are what its requests need; ``find`` gives the credentials when the registry asks for some;
     ``memory`` is where tokens are kept. ``other_scheme`` allows to fall back, once, to http where a registry at https
     has no TLS, or the reverse. ``headers`` go to the registry itself with every request. ``places`` are directories
-    with the certificates of further hosts (``certs.d``).
+    with the certificates of further hosts (``certs.d``). ``namespace`` tells a mirror which registry is meant, as
+    containerd does: the parameter ``ns`` of every query. ``ranges`` says when a
+    large blob comes over several connections.
     """
 
     def __init__(
@@ -110,6 +120,8 @@ class Transport:
         *,
         root: str = "",
         timeout: float = TIMEOUT,
+        slowest: float = SLOWEST,
+        connecting: float = CONNECT_TIMEOUT,
         delays: tuple[float, ...] = DELAYS,
         tls: Tls | None = None,
         scopes: tuple[str, ...] = (),
@@ -118,14 +130,20 @@ class Transport:
         other_scheme: bool = False,
         places: tuple[str, ...] = (),
         headers: Mapping[str, str] | None = None,
+        namespace: str = "",
+        ranges: Ranges | None = None,
     ) -> None:
         import requests
+
+        from containerkit.registry.pace import Pace
 
         self.root = root or endpoint(registry)
         self.delays = delays
         self.scopes = scopes
         self.rate_limit: RateLimit | None = None
-        self._timeout = (min(CONNECT_TIMEOUT, timeout), timeout)
+        self.lanes = Lanes(ranges or Ranges())
+        self._timeout = (min(connecting, timeout), timeout)
+        self._query = f"ns={quote(namespace, safe='')}" if namespace else ""
         self._tls = tls
         self._headers = dict(headers or {})
         self._session = requests.Session()
@@ -135,17 +153,16 @@ class Transport:
         self._other_scheme = other_scheme
         self._session.headers.clear()
         self._session.headers.update(HEADERS)
-        self._mount(places)
+        self._mount(places, Pace(slowest, timeout))
         self._authorizer = Authorizer(self.root, find, self._ask_token_service, memory)
 
-    def _mount(self, places: tuple[str, ...]) -> None:
+    def _mount(self, places: tuple[str, ...], pace: Pace) -> None:
         """Connections by these settings."""
-        from requests.adapters import HTTPAdapter
-
+        from containerkit.registry.pace import PacedAdapter
         from containerkit.registry.tls import POOL, Tls, TlsAdapter
 
-        self._session.mount("http://", HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL))
-        self._session.mount("https://", TlsAdapter(urlsplit(self.root).netloc, self._tls or Tls(), places))
+        self._session.mount("http://", PacedAdapter(pace, POOL))
+        self._session.mount("https://", TlsAdapter(urlsplit(self.root).netloc, self._tls or Tls(), pace, places))
 
     def __enter__(self) -> Self:
         return self
@@ -174,14 +191,14 @@ class Transport:
         return self._repeat(lambda: self._send(request), self.delays)
 
     def _repeat(self, action: Callable[[], T], delays: tuple[float, ...]) -> T:
-        for number, delay in enumerate(delays):
+        for attempt, delay in enumerate(delays):
             try:
                 return action()
             except RegistryError as error:
                 unreachable = isinstance(error, RegistryUnavailable) and not error.status
                 if not error.retryable or error.retry_after > LONGEST_WAIT:
                     raise
-                if unreachable and number >= UNREACHABLE_RETRIES:
+                if unreachable and attempt >= UNREACHABLE_RETRIES:
                     raise
                 pause = max(error.retry_after, delay * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
             time.sleep(pause)
@@ -189,10 +206,10 @@ class Transport:
 
     def _exchange(self, request: Request, limit: int) -> Answer:
         with self._send(request) as response:
+            if request.method != "HEAD":
+                _check_length(content_length(response) or 0, limit, request, response)
             body = read_body(response, limit + 1, request.subject)
-            if len(body) > limit:
-                message = f"{request.subject}: the answer is longer than {limit} bytes"
-                raise UnexpectedResponse(message, url=failures.public(response.url), status=response.status_code)
+            _check_length(len(body), limit, request, response)
             return Answer(response.status_code, response.headers, body, response.url)
 
     def _send(self, request: Request) -> Response:
@@ -233,6 +250,8 @@ class Transport:
     def _send_once(self, request: Request) -> Response:
         """Send it with what authorizes it; a 401 is answered once."""
         url = _join(self.root, request.url, request.subject)
+        if self._query and not urlsplit(request.url).scheme:  # not what the server itself has named
+            url += ("&" if urlsplit(url).query else "?") + self._query
         scopes = (*self.scopes, *request.scopes)
         try:
             authorization = self._authorizer.header(scopes) if self._is_ours(url) else ""
@@ -346,10 +365,10 @@ class Transport:
 
     def _note(self, response: Response) -> None:
         """Remember what is said of rate limits: ``100;w=21600``."""
-        limit, _, window = response.headers.get("RateLimit-Limit", "").partition(";w=")
-        remaining = response.headers.get("RateLimit-Remaining", "").partition(";")[0]
-        if limit.isdigit() and remaining.isdigit():
-            self.rate_limit = RateLimit(int(limit), int(remaining), int(window) if window.isdigit() else 0)
+        text, _, window = response.headers.get("RateLimit-Limit", "").partition(";w=")
+        limit, remaining = number(text), number(response.headers.get("RateLimit-Remaining", "").partition(";")[0])
+        if limit is not None and remaining is not None:
+            self.rate_limit = RateLimit(limit, remaining, number(window) or 0)
 
     def _refusal(self, response: Response, request: Request) -> RegistryError:
         try:
@@ -361,6 +380,16 @@ class Transport:
         )
         error.retry_after = retry_after(response.headers.get("Retry-After", ""))
         return error
+
+
+def _check_length(length: int, limit: int, request: Request, response: Response) -> None:
+    """Raise for an answer that is too long, or says that it is."""
+    if length <= limit:
+        return
+    message = f"{request.subject}: the answer is longer than {limit} bytes"
+    if request.document:
+        raise DocumentTooLarge(message, limit="manifest", allowed=limit, found=length)
+    raise UnexpectedResponse(message, url=failures.public(response.url), status=response.status_code)
 
 
 def _join(root: str, url: str, subject: str) -> str:

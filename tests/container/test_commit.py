@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -10,22 +11,36 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import containerkit as ck
 from containerkit.container.commit import commit, diff, export
-from containerkit.errors import ContainerNotFound, InvalidOption, InvalidReference, Unsupported
+from containerkit.errors import (
+    CompressionBomb,
+    ContainerNotFound,
+    FileTooLarge,
+    InvalidOption,
+    InvalidReference,
+    LayerError,
+    TooManyEntries,
+    Unsupported,
+)
 from containerkit.image.blobs import BlobStore
 from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
 from containerkit.image.host_image import host_image
 from containerkit.image.instructions import apply_changes, duration
-from support import facts
+from containerkit.image.limits import ImageLimits
+from containerkit.image.model import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, OCI_MANIFEST
+from support import edited, facts
+from support.images import describe, make_tar, member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 kernel = pytest.mark.kernel
 EPOCH = 1_700_000_000
@@ -124,6 +139,29 @@ def test_the_same_changes_give_the_same_digest(
 
 
 @kernel
+def test_a_commit_is_bound_by_the_limits_of_its_host(host: ck.Host, worked: ck.Container) -> None:
+    before = sorted(os.listdir(f"{host.root}/blobs/sha256"))
+    host.images.limits = ImageLimits(entries=2)
+    with pytest.raises(TooManyEntries):
+        make(worked, host, "changed:1")
+    assert [image.names for image in host.images.list()] == [("busybox:1",)]
+    assert sorted(os.listdir(f"{host.root}/blobs/sha256")) == before
+
+
+@kernel
+def test_a_durable_host_syncs_what_it_commits(
+    host: ck.Host, worked: ck.Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("containerkit.image.install.syncfs", synced.append)
+    make(worked, host, "quick:1")
+    assert synced == []
+    host.images.durable = True
+    make(worked, host, "durable:1", epoch=EPOCH)
+    assert len(synced) == 1
+
+
+@kernel
 def test_without_changes_there_is_no_new_layer(host: ck.Host, busybox_image: ck.Image) -> None:
     container = host.containers.create(busybox_image, ["true"], env={"A": "1"}, user="alice", labels={"l": "v"})
     try:
@@ -204,6 +242,92 @@ def test_a_container_that_never_started_is_exported_too(host: ck.Host, busybox_i
 
 
 @kernel
+def test_a_root_is_exported_into_a_fifo(worked: ck.Container, directory: str) -> None:
+    path = f"{directory}/fifo"
+    os.mkfifo(path)
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as reader, ThreadPoolExecutor(1) as pool:
+        try:
+            exported = pool.submit(export, worked, path)
+            content, _ = reader.communicate(timeout=60)
+            exported.result()
+        finally:
+            reader.kill()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        assert "etc/new" in tar.getnames()
+    assert os.listdir(directory) == ["fifo"]
+
+
+@kernel
+def test_many_threads_export_to_one_path(worked: ck.Container, directory: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(export, worked, f"{directory}/root.tar") for _ in range(6)]:
+            done.result()
+    assert os.listdir(directory) == ["root.tar"]
+    with tarfile.open(f"{directory}/root.tar") as tar:
+        assert "etc/new" in tar.getnames()
+
+
+CHURN = """
+mkdir /work; cd /work; echo x > /ready
+while :; do
+  for i in 1 2 3 4 5 6 7 8; do echo $i > f$i; ln -sf f$i l$i; mkdir -p d$i; cat /bin/busybox >> log; done
+  mv f1 f2; : > log; rm -r f* l* d*
+done
+"""
+
+
+@kernel
+def test_a_root_that_changes_all_the_time_is_exported_and_committed(host: ck.Host, busybox_image: ck.Image) -> None:
+    with ck.Container(busybox_image, ["/bin/sh", "-c", CHURN], host=host) as busy:
+        _wait_for(busy, "/ready")
+        for number in range(12):
+            target = io.BytesIO()
+            export(busy, target)
+            target.seek(0)
+            with tarfile.open(fileobj=target) as tar:
+                assert "bin/busybox" in tar.getnames()
+            image = make(busy, host, f"busy:{number}", pause=False)
+            verify(host, image)
+            assert any(change.path == "/ready" for change in diff(busy))
+
+
+@kernel
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_large_hole_is_no_compression_bomb(host: ck.Host, busybox_image: ck.Image, compression: str) -> None:
+    limits = ImageLimits(ratio_free=1 << 20)
+    host.images.limits = limits
+    script = "dd if=/dev/zero of=/hole bs=1 count=0 seek=32M"
+    container = host.containers.create(busybox_image, ["sh", "-ec", script])
+    container.start()
+    assert container.wait(30) == 0
+    image = make(container, host, "hole:1", compression=compression)
+    container.remove()
+    blob = image.layers[-1].descriptor
+    assert blob.size * limits.ratio < 32 << 20
+    assert host.images.verify() == ()
+    assert host.run(image, ["stat", "-c", "%s", "/hole"]).stdout == f"{32 << 20}\n".encode()
+    host.images.limits = ImageLimits(ratio_free=1 << 20, file_size=31 << 20)
+    host.images.remove("hole:1")
+    assert host.images.edit(busybox_image).append([_hole(30)]).commit("hole:2").layers[-1].descriptor.size < 1 << 20
+    with pytest.raises(FileTooLarge):
+        host.images.edit(busybox_image).append([_hole(32)]).commit("hole:3")
+
+
+def _hole(size: int) -> bytes:
+    return make_tar([member("hole", bytes(size << 20))])
+
+
+@kernel
+def test_what_others_have_packed_is_bound_by_the_ratio(host: ck.Host, busybox_image: ck.Image, directory: str) -> None:
+    host.images.edit(busybox_image).append([_hole(32)]).commit("hole:1")
+    host.images.save(f"{directory}/saved", "hole:1", format="oci")
+    host.images.remove("hole:1")
+    host.images.limits = ImageLimits(ratio_free=1 << 20)
+    with pytest.raises(CompressionBomb):
+        host.images.load(f"{directory}/saved")
+
+
+@kernel
 def test_a_failed_export_leaves_no_file(worked: ck.Container, directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Iterator[bytes]:
         yield b"x"
@@ -213,6 +337,32 @@ def test_a_failed_export_leaves_no_file(worked: ck.Container, directory: str, mo
     with pytest.raises(OSError, match="broken"):
         export(worked, f"{directory}/root.tar")
     assert os.listdir(directory) == []
+
+
+@kernel
+def test_names_that_no_layer_can_hold_are_refused(host: ck.Host, busybox_image: ck.Image, directory: str) -> None:
+    os.mkdir(f"{directory}/etc")
+    with open(f"{directory}/etc/.wh.conf", "wb"):
+        pass
+    for bring_in in (
+        lambda: host.images.import_rootfs(directory, "made:1"),
+        lambda: host.images.edit(busybox_image).append(directory),
+    ):
+        with pytest.raises(LayerError, match=r"etc/\.wh\.conf") as caught:
+            bring_in()
+        assert caught.value.entry == "etc/.wh.conf"
+    with ck.Container(
+        busybox_image, ["sh", "-c", "touch /etc/.wh.conf /ready; echo x > /ready; sleep 60"], host=host
+    ) as one:
+        _wait_for(one, "/ready")
+        with pytest.raises(LayerError, match=r"etc/\.wh\.conf"):
+            make(one, host)
+        target = io.BytesIO()
+        export(one, target)
+        target.seek(0)
+        with tarfile.open(fileobj=target) as tar:
+            assert "etc/.wh.conf" in tar.getnames()
+    assert [image.names for image in host.images.list()] == [("busybox:1",)]
 
 
 @kernel
@@ -264,6 +414,56 @@ def test_podman_reads_the_image(host: ck.Host, worked: ck.Container, directory: 
     subprocess.run([*podman, "rmi", "-f", image.id.hex], check=True, capture_output=True)
 
 
+# What Docker 20.10's inspect tells of containers that were created so, and its commit writes.
+CREATED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"Entrypoint": ["/e"], "Cmd": ["base"]}),
+    ({"command": ["over", "ridden"]}, {"Entrypoint": ["/e"], "Cmd": ["over", "ridden"]}),
+    ({"command": ["over"], "entrypoint": "/ee"}, {"Entrypoint": ["/ee"], "Cmd": ["over"]}),
+    ({"entrypoint": "/ee"}, {"Entrypoint": ["/ee"]}),
+    ({"command": ["one", "two"], "entrypoint": ""}, {"Cmd": ["one", "two"]}),
+    ({"command": ["/e", "two"], "entrypoint": ""}, {"Cmd": ["/e", "two"]}),
+    ({"entrypoint": "/e"}, {"Entrypoint": ["/e"]}),
+    ({"entrypoint": ["/e", "more"], "command": "base"}, {"Entrypoint": ["/e", "more"], "Cmd": ["base"]}),
+    ({"workdir": "/"}, {"Entrypoint": ["/e"], "Cmd": ["base"], "WorkingDir": "/"}),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), CREATED)
+def test_entrypoint_and_command_are_those_of_the_container(
+    host: ck.Host, busybox_image: ck.Image, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    image = host.images.edit(busybox_image).configure(entrypoint=["/e"], cmd=["base"], workdir="/srv").commit("base:1")
+    container = host.containers.create(image, **options)
+    config = make(host.containers.get(container.name), host).config.config
+    container.remove()
+    keys = ("Entrypoint", "Cmd", "WorkingDir")
+    assert {key: config[key] for key in keys if key in config} == {"WorkingDir": "/srv", **expected}
+
+
+@pytest.mark.parametrize("docker", [False, True])
+def test_a_commit_keeps_what_it_does_not_know_of_the_manifest(host: ck.Host, tmp_path: Path, *, docker: bool) -> None:
+    made = edited.image()
+    made.document |= {"annotations": {"n": "1"}, "subject": describe(made.config, OCI_MANIFEST)}
+    made.document["config"] |= {"annotations": {"n": "2"}, "x-config": 1}
+    made.document["layers"][1] |= {"annotations": {"n": "3"}, "urls": ["http://127.0.0.1:9/"]}
+    before = copy.deepcopy(made.document)
+    if docker:
+        made.media_type = made.document["mediaType"] = DOCKER_MANIFEST
+        made.document["config"]["mediaType"] = DOCKER_CONFIG
+        for layer in made.document["layers"]:
+            layer["mediaType"] = f"{DOCKER_LAYER}.gzip"
+    host.images.load(made.write_layout(str(tmp_path / "layout")), "kept:1")
+    container = host.containers.create("kept:1", ["/x"])
+    image = make(container, host)
+    container.remove()
+    document = json.loads(image.manifest.raw)
+    assert document["layers"] == before["layers"]
+    assert document["config"]["digest"] == image.id
+    assert {**document["config"], "digest": 0, "size": 0} == {**before["config"], "digest": 0, "size": 0}
+    kept = {key: value for key, value in before.items() if key not in {"layers", "config", "subject"}}
+    assert {key: document[key] for key in document if key not in {"layers", "config"}} == kept
+
+
 CONFIG = {"Env": ["PATH=/bin", "HOME=/h"], "Cmd": ["old"], "WorkingDir": "/w", "Labels": {"a": "1"}}
 APPLIED = {
     "CMD echo $HOME 'x'": {"Cmd": ["/bin/sh", "-c", "echo $HOME 'x'"]},
@@ -307,7 +507,7 @@ def test_a_command_survives_a_new_entrypoint_where_both_are_given() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["RUN x", "FROM x", "", "CMD", "EXPOSE x", "EXPOSE 0", "EXPOSE 9-8", "EXPOSE 65536", "ENV A", 'ENV A="x',
+    ["RUN x", "FROM x", "", "EXPOSE x", "EXPOSE 9-8", "EXPOSE 65536", "ENV A", 'ENV A="x',
      "LABEL =x", "ONBUILD FROM x", "STOPSIGNAL SIGNOTHING", "HEALTHCHECK curl", "HEALTHCHECK --interval=x CMD y",
      "HEALTHCHECK --what=1s CMD y", 'VOLUME [""]'],
 )  # fmt: skip

@@ -47,7 +47,8 @@ ENTRIES = [
     entry("s", tarfile.SYMTYPE, linkname="../canary"), entry("out", tarfile.SYMTYPE, linkname="../.."),
     entry("n" * 180, data=b"y", mtime=-1.5, uid=2**25, pax_headers={"SCHILY.xattr.user.a": "v"}),
     entry("d/.wh.gone"), entry("d/.wh..wh..opq"), entry("p", tarfile.FIFOTYPE), entry("ü" * 60, data=b"z" * 5000),
-    entry("c", tarfile.CHRTYPE, devmajor=1, devminor=3), entry("e/f/g", data=b""),
+    entry("c", tarfile.CHRTYPE, devmajor=1, devminor=3), entry("e/f/g", data=b""), entry("/abs/x", data=b"a"),
+    entry("gone", tarfile.CHRTYPE), entry("l", tarfile.LNKTYPE, linkname="low/f"), entry("low/.wh.f"), entry(".wh.low"),
 ]  # fmt: skip
 SPARSE = {
     "0.0": {"GNU.sparse.size": "900", "GNU.sparse.offset": "5", "GNU.sparse.numbytes": "3"},
@@ -84,6 +85,7 @@ WORDS = [
     b"x", b"g", b"L", b"K", b"S", b"M", b"D", b"V", b"N", b"1", b"2", b"5", b"7777777\0", b"\x80" + bytes(10) + b"\xff",
     b"\xff" * 12, b"99999999999", b"ustar\x0000", b"ustar  \0", b"tar\0", b"\n18 path=../canary\n", b"9" * 5000,
     b"20 size=99999999999\n", b"30 mtime=-99999999999999999.5\n", b"GNU.sparse.major=1", b"=", b"\n", bytes(512),
+    b"/../", b"low/f", b"twin",
 ]  # fmt: skip
 
 
@@ -113,6 +115,12 @@ class Target:
         with open(f"{place}/canary", "wb") as file:
             file.write(CANARY)
         os.mkdir(f"{place}/box")
+        self._lower = f"{place}/lower"
+        os.makedirs(f"{self._lower}/low")
+        with open(f"{self._lower}/low/f", "wb") as file:
+            file.write(CANARY)
+        os.link(f"{self._lower}/low/f", f"{self._lower}/twin")
+        os.symlink("low", f"{self._lower}/s")
         os.utime(place, (1, 1))
         self._before = self._seen()
 
@@ -131,9 +139,10 @@ class Target:
         root = f"{self._place}/box/root"
         os.mkdir(root)
         try:
-            with Extractor(root) as extractor:
+            lowers = (self._lower,) if self._count % (2 * EXTRACTED) else ()
+            with Extractor(root, lowers) as extractor:
                 extractor.unpack(reader_of(data))
-                extractor.finish(None)
+                extractor.finish(lowers)
         finally:
             shutil.rmtree(root)
             assert self._seen() == self._before, "something outside the root was touched"
@@ -142,8 +151,10 @@ class Target:
         status = os.stat(f"{self._place}/canary")
         with open(f"{self._place}/canary", "rb") as file:
             content = file.read()
-        names = sorted(os.listdir(self._place)), os.listdir(f"{self._place}/box")
+        names = sorted(os.listdir(self._place)), os.listdir(f"{self._place}/box"), sorted(os.listdir(self._lower))
         outside = os.stat(self._place)
+        below = os.stat(f"{self._lower}/twin")
+        names += (below.st_nlink, below.st_mode, below.st_mtime_ns, below.st_size)
         return content, status.st_mode, status.st_nlink, status.st_mtime_ns, names, outside.st_mode, outside.st_mtime_ns
 
 

@@ -1,28 +1,30 @@
-"""The merged tree of several layers, mounted as overlay, against what ``umoci unpack`` makes of the same image."""
+"""The merged tree of several layers, on overlay and copied, against what ``umoci unpack`` makes of the same image."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from containerkit.image.codec import parse_document
+from containerkit.image.contents import read_contents
+from containerkit.image.drivers import choose
+from containerkit.image.flatten import flattened
 from containerkit.image.images import Images
+from containerkit.image.layer import DIRECTORY
 from containerkit.linux.mount import new_mount
 from containerkit.state import State
 from support.images import MadeImage, hardlink, make_tar, member, snapshot, symlink
+from support.peers import umoci_unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(not shutil.which("umoci"), reason="umoci is not installed"),
-]
+pytestmark = pytest.mark.kernel
 
 # cap_net_raw+ep, revision 2 with no root id (linux/capability.h, struct vfs_cap_data)
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -121,12 +123,6 @@ def images(state_root: str) -> Iterator[Images]:
     state.close()
 
 
-def unpack_with_umoci(layout: str) -> str:
-    bundle = os.path.join(os.path.dirname(layout), "bundle")
-    subprocess.run(["umoci", "unpack", "--image", f"{layout}:latest", bundle], check=True, capture_output=True)
-    return os.path.join(bundle, "rootfs")
-
-
 def merged(lowers: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
     """The tree as overlay shows it, through a detached mount; an empty layer helps out where there is one only."""
     with tempfile.TemporaryDirectory(dir=os.path.dirname(lowers[0])) as empty:
@@ -143,7 +139,7 @@ def compare(images: Images, layers: list[bytes], unlisted: tuple[str, ...] = ())
     """``unlisted`` directories have no entry; umoci gives them the time of unpacking, and ours must not be that."""
     with tempfile.TemporaryDirectory() as scratch:
         layout = MadeImage(layers).write_layout(os.path.join(scratch, "layout"))
-        expected = snapshot(unpack_with_umoci(layout))
+        expected = snapshot(umoci_unpack(f"{layout}:latest", os.path.join(scratch, "bundle")))
         image = images.load(layout)
         ours = merged(image.lowers)
     assert ours.keys() == expected.keys()
@@ -165,3 +161,86 @@ def test_entries_that_refer_to_lower_layers(images: Images) -> None:
 def test_old_tar_formats(images: Images) -> None:
     old = [entry for entry in BASE if entry[0].name not in {"big-owner", "etc/attributed", "fraction"}]
     compare(images, [make_tar(old, form=tarfile.GNU_FORMAT)])
+
+
+LOWER = [
+    member("d/", mode=0o700, uid=7), member("d/a", b"a"), member("d/s/", gid=8), member("d/s/f", b"f"),
+    member("one", b"1"), hardlink("two", "one"), hardlink("d/three", "one"), member("e/"), member("e/x", b"x"),
+    symlink("link", "d"), member("file", b"9"),
+]  # fmt: skip
+OPAQUE = ".wh..wh..opq"
+CASES = {
+    "own file below, then its directory deleted": [member("d/e/f", b"f"), member(".wh.d", b"")],
+    "directory deleted, then an own file below": [member(".wh.d", b""), member("d/e/f", b"f")],
+    "own file through a link, then its directory deleted": [member("link/f", b"f"), member(".wh.d", b"")],
+    "own directory, its content and it deleted": [member("d/s/"), member("d/s/.wh.f", b""), member("d/.wh.s", b"")],
+    "whiteout in a directory, then of it": [member("d/.wh.a", b""), member(".wh.d", b"")],
+    "whiteouts in an opaque directory": [member("d/"), member(f"d/{OPAQUE}", b""), member("d/.wh.a", b"")],
+    "opaque without an entry": [member(f"d/s/{OPAQUE}", b"")],
+    "whiteout in a new directory": [member("n/"), member("n/.wh.x", b""), member("n/f", b"")],
+    "whiteouts in no directory": [member("n/.wh.x", b""), member("file/.wh.x", b""), member(f"o/{OPAQUE}", b"")],
+    "link to one of several names": [hardlink("new", "one")],
+    "link to one of several names, one deleted": [hardlink("new", "two"), member(".wh.one", b"")],
+    "one of several names replaced, then a link": [member("two", b"2"), hardlink("new", "d/three")],
+    "link to one of several names, then replaced": [hardlink("new", "d/three"), member("two", b"2")],
+    "one name linked to another": [hardlink("two", "one")],
+    "link, then its target deleted": [hardlink("new", "d/a"), member("d/.wh.a", b"")],
+    "link, then its target's directory deleted": [hardlink("new", "d/s/f"), member(".wh.d", b"")],
+    "link, then its target's directory opaque": [hardlink("new", "d/s/f"), member(f"d/{OPAQUE}", b"")],
+    "link, own file, then the directory deleted": [hardlink("n", "d/s/f"), member("d/g", b"g"), member(".wh.d", b"")],
+    "link, then all deleted": [hardlink("new", "d/s/f"), member(OPAQUE, b"")],
+    "all deleted, then new": [member(OPAQUE, b""), member("d/new", b"n")],
+    "absolute names": [member("/d/new", b"n"), member("/e/"), member("/e/.wh.x", b""), hardlink("/new", "/d/new")],
+}
+
+
+def in_umoci(made: MadeImage, path: str) -> dict[str, tuple[Any, ...]]:
+    layout = made.write_layout(f"{path}/layout")
+    return shown(umoci_unpack(f"{layout}:latest", f"{path}/bundle"))
+
+
+def in_driver(name: str, made: MadeImage, path: str) -> dict[str, tuple[Any, ...]]:
+    state = State(f"{path}/{name}")
+    try:
+        used = choose(state.root, name)
+        image = Images(state, lambda *_, **__: pytest.fail("no registry is needed")).load(f"{path}/layout")
+        fd = used.view(image.lowers)
+        try:
+            return shown(f"/proc/self/fd/{fd}/.")
+        finally:
+            os.close(fd)
+    finally:
+        state.close()
+
+
+def shown(root: str) -> dict[str, tuple[Any, ...]]:
+    """All but times and the root, which umoci makes up where no entry says them."""
+    return {path: seen for path, seen in snapshot(root, times=False).items() if path != "."}
+
+
+@pytest.mark.parametrize("entries", CASES.values(), ids=CASES.keys())
+def test_order_of_deletions_links_and_content(entries: list[Any], session_directory: str) -> None:
+    """Overlay, copies and umoci have one tree; the headers alone tell of it; one layer of the two unpacks to it."""
+    made = MadeImage([make_tar(LOWER), make_tar(entries), make_tar([member("top", b"t")])])
+    layers = parse_document(made.manifest).layers  # type: ignore[union-attr]
+    with tempfile.TemporaryDirectory(dir=session_directory) as path:
+        expected = in_umoci(made, path)
+        assert in_driver("overlay", made, path) == expected
+        assert in_driver("copy", made, path) == expected
+    told = {os.fsdecode(name): node.inode for name, node in read_contents(made, layers).walk()}
+    assert told.keys() == expected.keys()
+    for name, inode in told.items():
+        mode, uid, gid, names = (expected[name][at] for at in (0, 1, 2, -1))
+        if inode.kind == DIRECTORY:
+            entry = inode.entry
+            assert (mode, uid, gid) == (
+                (oct(0o40000 | entry.mode), entry.uid, entry.gid) if entry else ("0o40755", 0, 0)
+            )
+        else:
+            assert inode.names == len(names)
+    for below in (0, 1):
+        flat = b"".join(flattened(made, layers, below))
+        with tempfile.TemporaryDirectory(dir=session_directory) as path:
+            squashed = MadeImage([make_tar(LOWER), flat][1 - below :])
+            assert in_umoci(squashed, path) == expected
+            assert in_driver("overlay", squashed, path) == expected

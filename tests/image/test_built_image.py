@@ -28,7 +28,7 @@ from containerkit.state import State
 from support import facts
 from support.built import TAG, Built
 from support.disks import disk
-from support.registry import umoci
+from support.peers import umoci_unpack
 from support.trees import Fields, differences, fields
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ MADE_BY_PODMAN = {"etc/hosts", "etc/hostname", "etc/resolv.conf", "run/.containe
 def expected(built_image: Built, session_directory: str) -> dict[str, Fields]:
     """The tree as umoci unpacks it."""
     bundle = os.path.join(session_directory, "umoci-bundle")
-    umoci("unpack", "--image", f"{built_image.gzip}:{TAG}", bundle)
-    found = fields(os.path.join(bundle, "rootfs"))
+    found = fields(umoci_unpack(f"{built_image.gzip}:{TAG}", bundle))
     shutil.rmtree(bundle)
     return found
 

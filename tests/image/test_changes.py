@@ -17,16 +17,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from containerkit.errors import LayerError
-from containerkit.image.changes import tree_changes, upper_changes
+from containerkit.image.changes import Comparison, tree_changes, upper_changes
 from containerkit.image.difflayer import tree_layer, upper_layer
 from containerkit.image.merged import MergedView
+from containerkit.image.walk import Walk
+from containerkit.linux.clone import clone_tree
 from containerkit.linux.mount import new_mount
 from image.test_write import extract
 from support import facts
 from support.images import MadeImage, snapshot
+from support.peers import umoci_unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from containerkit.image.walk import Visit
 
 pytestmark = pytest.mark.kernel
 SECOND = 1_000_000_000
@@ -37,6 +42,37 @@ TIME = 4  # where a snapshot has the mtime
 def directory(session_directory: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(dir=session_directory) as path:
         yield path
+
+
+class Vanishing(Walk):
+    """A walk of a tree in which a file goes just before it is looked at."""
+
+    gone = b""
+
+    def __iter__(self) -> Iterator[Visit]:
+        for visit in super().__iter__():
+            if visit.name == self.gone:
+                os.unlink(visit.base, dir_fd=visit.dir_fd)
+            yield visit
+
+
+@pytest.mark.parametrize("name", [b"file", b"link", b"fifo"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_vanishes_while_it_is_compared_is_passed_over(directory: str, name: bytes, whole: bool) -> None:
+    old, new = f"{directory}/old", f"{directory}/new"
+    os.mkdir(old)
+    with open(f"{old}/file", "wb") as file:
+        file.write(b"1")
+    os.symlink("file", f"{old}/link")
+    os.mkfifo(f"{old}/fifo")
+    with open(f"{old}/last", "wb"):
+        pass
+    clone_tree(old, new)
+    os.chmod(f"{new}/last", 0o400)
+    with Vanishing(new) as walk:
+        walk.gone = name
+        found = [(each.kind, each.name) for each in Comparison(MergedView([old]), whole=whole).run(walk)]
+    assert found == [("C", b"last")]
 
 
 class Node(NamedTuple):
@@ -322,7 +358,6 @@ def test_a_layer_as_docker_writes_it(directory: str) -> None:
 
 
 def test_umoci_sees_what_overlay_shows(directory: str) -> None:
-    facts.require("umoci")
     lower = base(directory)
     with open(f"{lower}/holes", "wb") as file:
         file.truncate(1 << 20)
@@ -331,10 +366,7 @@ def test_umoci_sees_what_overlay_shows(directory: str) -> None:
     os.utime(upper, ns=(0, SECOND))
     layers = [joined(upper_layer(lower)), joined(upper_layer(upper))]
     layout = MadeImage(layers).write_layout(f"{directory}/layout")
-    subprocess.run(
-        ["umoci", "unpack", "--image", f"{layout}:latest", f"{directory}/b"], check=True, capture_output=True
-    )
-    assert snapshot(f"{directory}/b/rootfs") == merged(upper, lower)
+    assert snapshot(umoci_unpack(f"{layout}:latest", f"{directory}/b")) == merged(upper, lower)
 
 
 def test_names_that_delete_are_refused(directory: str) -> None:
@@ -387,3 +419,47 @@ def test_several_lower_layers_are_seen_as_one(directory: str) -> None:
         os.mkdir(f"{root}/d2")
     changes = upper_changes(f"{top}/upper", MergedView([f"{directory}/middle", bottom]))
     assert list(map(str, changes)) == ["A /d2", "C /d3", "D /d3/kept", "D /d3/new", "D /sl"]
+
+
+def test_directories_of_many_files_are_compared_with_all_below_at_once(directory: str) -> None:
+    """Files in the bottom, the middle or both, some of which the middle deletes; an upper one that touches most."""
+    bottom, middle, upper = (f"{directory}/{name}/d" for name in ("bottom", "middle", "upper"))
+    touched, left = [], []
+    for path in (bottom, middle, upper):
+        os.makedirs(path)
+    for number in range(120):
+        name = f"f{number:03}"
+        for path, period in ((bottom, 2), (middle, 3), (upper, 5)):
+            if number % period == 0:
+                with open(f"{path}/{name}", "w", encoding="ascii") as file:
+                    file.write(path)
+        hidden = number % 3 == 1
+        if hidden:
+            os.mknod(f"{middle}/{name}", stat.S_IFCHR, 0)
+        there = number % 3 == 0 or (number % 2 == 0 and not hidden)
+        if number % 5 == 0:
+            touched.append(f"{'C' if there else 'A'} /d/{name}")
+        elif there:
+            left.append(name)
+            if number % 5 == 1:
+                os.mknod(f"{upper}/{name}", stat.S_IFCHR, 0)
+    lowers = [os.path.dirname(path) for path in (middle, bottom)]
+
+    def changes() -> set[str]:
+        return {str(change) for change in upper_changes(os.path.dirname(upper), MergedView(lowers))} - {"C /d"}
+
+    assert changes() == {*touched, *(f"D /d/{name}" for name in left if int(name[1:]) % 5 == 1)}
+    os.setxattr(upper, "trusted.overlay.opaque", b"y")
+    assert changes() == {*touched, *(f"D /d/{name}" for name in left)}
+
+
+def test_what_vanishes_while_it_is_compared_has_not_changed(directory: str) -> None:
+    for tree in ("lower", "upper"):
+        build(f"{directory}/{tree}", {name: Node("file", tree.encode()) for name in "abc"})
+    found = []
+    with Walk(f"{directory}/upper") as walk:
+        for difference in Comparison(MergedView([f"{directory}/lower"])).run(walk):
+            found.append(difference.name)
+            if difference.name == b"a":
+                os.unlink(f"{directory}/upper/b")
+    assert found == [b"a", b"c"]

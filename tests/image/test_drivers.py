@@ -183,6 +183,20 @@ def test_a_clone_has_everything(place: str, busybox_root: str) -> None:
     assert os.stat(f"{place}/clone/bin/busybox").st_nlink == os.stat(f"{source}/bin/busybox").st_nlink > 100
 
 
+@on("here")
+def test_a_clone_of_the_deepest_tree(place: str) -> None:
+    """As deep as layers may go, with a file of several names at its end, and with few descriptors open."""
+    deep = "/".join(["d"] * 511)
+    os.makedirs(f"{place}/source/{deep}", 0o711)
+    with open(f"{place}/source/{deep}/file", "w") as file:
+        file.write("x")
+    os.link(f"{place}/source/{deep}/file", f"{place}/source/d/twin")
+    clone_tree(f"{place}/source", f"{place}/clone")
+    assert differences(fields(f"{place}/clone"), fields(f"{place}/source")) == []
+    driver("copy").remove(f"{place}/clone")
+    driver("copy").remove(f"{place}/source")
+
+
 @pytest.mark.parametrize(("place", "name"), [("here", "copy"), ("btrfs", "btrfs"), ("overlay", "")], indirect=["place"])
 def test_containers_with_a_tree_of_their_own(place: str, name: str, busybox_root: str) -> None:
     with contextlib.closing(ck.Host(root=place)) as host:
@@ -234,6 +248,20 @@ def test_an_image_of_150_layers_starts(host: ck.Host, busybox_root: str, session
     fd = driver("overlay").view(image.lowers)
     try:
         assert len(os.listdir(f"/proc/self/fd/{fd}/.")) > 149
+    finally:
+        os.close(fd)
+
+
+@on("here")
+def test_a_view_follows_no_redirect(place: str) -> None:
+    """A directory that says it was renamed may otherwise show any other of the layers below."""
+    for path in ("lower/secret/file", "upper/open"):
+        os.makedirs(f"{place}/{path}")
+    os.setxattr(f"{place}/upper/open", "trusted.overlay.redirect", b"secret")
+    fd = driver("overlay").view((f"{place}/upper", f"{place}/lower"))
+    try:
+        with pytest.raises(PermissionError):
+            os.listdir(f"/proc/self/fd/{fd}/open")
     finally:
         os.close(fd)
 

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from containerkit.errors import CorruptLayer, ImageNotFound, InvalidImage, PlatformMismatch
+from containerkit.errors import CorruptLayer, DigestMismatch, ImageNotFound, InvalidImage, PlatformMismatch
 from containerkit.image.codec import parse_document
 from containerkit.image.edit import Editor
 from containerkit.image.edit_index import IndexEditor, repack
 from containerkit.image.flatten import flattened
+from containerkit.image.layer import FILE, TarReader
 from containerkit.image.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
+    OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
+    OCI_MANIFEST,
     Descriptor,
     Index,
     Platform,
@@ -112,21 +115,40 @@ def member_names(content: bytes) -> list[str]:
         return tar.getnames()
 
 
+def entries_of(content: bytes) -> list[Any]:
+    reader = TarReader(io.BytesIO(content).read1)
+    return list(iter(reader.next, None))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_layer_that_is_not_what_its_diff_id_says_is_noticed(count: int) -> None:
+    layers = [make_tar([member(name, b"x")]) for name in "abc"]
+    wrong = "sha256:" + "1" * 64
+    made = MadeImage(layers, diff_ids=[digest(layers[0]), digest(layers[1]), wrong])
+    made.add(made.manifest)
+    with pytest.raises(DigestMismatch) as caught:
+        Editor(made, edited.root(made)).squash(count)
+    assert (caught.value.expected, caught.value.actual) == (wrong, digest(layers[2]))
+    assert caught.value.layer == digest(made.layers[2])
+
+
 @kernel
-def test_sparse_files_stay_sparse(tmp_path: Path) -> None:
+def test_holes_become_zeros(tmp_path: Path) -> None:
+    """Engines refuse sparse members when they save."""
     source = tmp_path / "tree"
     source.mkdir()
     with open(source / "sparse", "wb") as file:
-        file.seek(64 << 20)
+        file.seek(2 << 20)
         file.write(b"middle")
-        file.truncate(256 << 20)
+        file.truncate(8 << 20)
     with open(source / "hole", "wb") as file:
-        file.truncate(128 << 20)
+        file.truncate(4 << 20)
     content = subprocess.run(["tar", "-C", source, "-cS", "--format=gnu", "."], check=True, capture_output=True).stdout
     made = edited.image([content, make_tar([member("more", b"m")])], history=[])
     layers = edited.manifest(made, edited.root(made)).layers
     flat = b"".join(flattened(made, layers))
-    assert len(flat) < 1 << 20
+    assert [entry.sparse for entry in entries_of(content) if entry.kind == FILE] != [None, None]
+    assert [entry.sparse for entry in entries_of(flat) if entry.kind == FILE] == [None, None, None]
     (tmp_path / "flat.tar").write_bytes(flat)
     target = tmp_path / "out"
     target.mkdir()
@@ -228,6 +250,40 @@ def test_docker_images_stay_docker_images() -> None:
     assert manifest["mediaType"] == DOCKER_MANIFEST
     assert manifest["config"]["mediaType"] == DOCKER_CONFIG
     assert [layer["mediaType"] for layer in manifest["layers"][3:]] == [DOCKER_LAYER, DOCKER_LAYER + ".gzip"]
+
+
+@pytest.mark.parametrize("how", ["append", "repack"])
+def test_a_docker_image_with_zstd_becomes_one_of_ocis(how: str) -> None:
+    made = docker_image()
+    editor = Editor(made, edited.root(made))
+    editor = editor.repack("zstd") if how == "repack" else editor.append([edited.MIDDLE], compression="zstd")
+    manifest, _ = configs(editor)
+    assert editor.finish().media_type == manifest["mediaType"] == OCI_MANIFEST
+    assert manifest["config"]["mediaType"] == OCI_CONFIG
+    types = [layer["mediaType"] for layer in manifest["layers"]]
+    assert types == [f"{OCI_LAYER}+{'zstd' if how == 'repack' else 'gzip'}"] * 3 + [f"{OCI_LAYER}+zstd"] * (
+        len(types) - 3
+    )
+
+
+def test_a_layer_keeps_its_keys_below_a_squash_on_a_new_base_and_in_another_compression() -> None:
+    made = edited.image()
+    made.document["layers"][0]["annotations"] = {"a": "1", "io.github.containers.zstd-chunked.manifest-checksum": "2"}
+    made.document["layers"][0]["urls"] = ["http://127.0.0.1:9/"]
+    made.add(made.manifest)
+    first = made.document["layers"][0]
+    manifest, _ = configs(Editor(made, edited.root(made)).squash(2))
+    assert manifest["layers"][0] == first
+    old = edited.image([edited.LOWEST])
+    rebased = Editor(made, edited.root(made))
+    base = edited.manifest(made, edited.root(made))
+    rebased.rebase(edited.manifest(old, edited.root(old)), base, bases=Scratch(old, made))
+    manifest, _ = configs(rebased)
+    assert manifest["layers"][:3] == made.document["layers"]
+    manifest, _ = configs(Editor(made, edited.root(made)).repack("zstd"))
+    repacked = manifest["layers"][0]
+    assert (repacked["x-layer"], repacked["annotations"], "urls" in repacked) == ("kept", {"a": "1"}, False)
+    assert repacked["digest"] != first["digest"]
 
 
 @kernel

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from containerkit.errors import CorruptLayer, LayerError, LayerTooLarge, UnsafeEntry
 from containerkit.image.attributes import Attributes
 from containerkit.image.extract import Extractor, LowersNeeded
+from containerkit.image.filewriters import FileWriters
 from containerkit.image.layer import FILE, TarReader, parse_pax, pax_time
 from containerkit.image.write import header, tar_of
 from containerkit.linux.paths import private_umask
@@ -34,6 +35,24 @@ kernel = pytest.mark.kernel
 def directory(session_directory: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(dir=session_directory) as path:
         yield path
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[FileWriters]:
+    with FileWriters(2) as writers:
+        yield writers
+
+
+class Setting:
+    helpers: FileWriters | None = None
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["alone", "with helpers"])
+def helpers(request: pytest.FixtureRequest, processes: FileWriters) -> Iterator[None]:
+    """Every test runs twice: the files written by the same process, and by others."""
+    Setting.helpers = processes if request.param else None
+    yield
+    Setting.helpers = None
 
 
 def in_thread(work: Callable[[], None]) -> None:
@@ -60,8 +79,10 @@ def unpack(tar: bytes, path: str, lowers: Sequence[str] | None = (), *, piece: i
 
     def work() -> None:
         with Extractor(path, lowers) as extractor:
+            if Setting.helpers is not None:
+                extractor.hand_files_to(Setting.helpers)
             extractor.unpack(TarReader(lambda: stream.read(piece)))
-            extractor.finish(lowers[0] if lowers else None)
+            extractor.finish(lowers or ())
 
     in_thread(work)
     return path
@@ -73,8 +94,8 @@ UNSAFE = {
     "dotdot": [member("../escaped", b"x")],
     "deep dotdot": [member("a/b/../../../escaped", b"x")],
     "dotdot directory": [member("..", mode=0o777)],
-    "absolute": [member(OUTSIDE, b"x")],
-    "absolute directory": [member(OUTSIDE + "/")],
+    "absolute and up": [member("/../escaped", b"x")],
+    "absolute, down and up": [member("/a/../../escaped", b"x")],
     "through an absolute symlink": [symlink("door", OUTSIDE), member("door/escaped", b"x")],
     "through a symlink that climbs": [symlink("door", "../../.."), member("door/escaped", b"x")],
     "through two symlinks": [symlink("a", "b"), symlink("b", "/tmp"), member("a/escaped", b"x")],
@@ -91,19 +112,46 @@ UNSAFE = {
 }
 
 
+def outside() -> object:
+    """What an entry of :data:`UNSAFE` would change."""
+    return snapshot(OUTSIDE), os.path.lexists("/tmp/escaped"), os.stat("/etc/passwd").st_nlink
+
+
 @kernel
 @pytest.mark.parametrize("members", UNSAFE.values(), ids=UNSAFE.keys())
 def test_no_entry_leaves_the_root(directory: str, members: list[Any]) -> None:
     os.makedirs(OUTSIDE)
-    before = snapshot(OUTSIDE), os.listdir("/tmp"), os.stat("/etc/passwd").st_nlink
+    before = outside()
     try:
         with pytest.raises(UnsafeEntry) as caught:
             unpack(make_tar([member("first", b"x"), *members]), f"{directory}/layer")
         assert caught.value.entry
-        assert (snapshot(OUTSIDE), os.listdir("/tmp"), os.stat("/etc/passwd").st_nlink) == before
+        assert outside() == before
     finally:
         os.rmdir(OUTSIDE)
     assert os.listdir(directory) == ["layer"]
+
+
+@kernel
+def test_absolute_names_land_inside_the_root(directory: str) -> None:
+    """As the builder ko writes them; umoci, Docker and podman leave the slash out."""
+    os.makedirs(OUTSIDE)
+    before = outside()
+    members = [
+        member("/"), member("/ko-app/"), member("/ko-app/tool", b"x"), hardlink("/hard", "/ko-app/tool"),
+        member(OUTSIDE, b"x"), member("//etc/passwd", b"y"), symlink("/l", "/ko-app"), member("/l/through", b"z"),
+        member("/.wh.gone", b""),
+    ]  # fmt: skip
+    try:
+        root = unpack(make_tar(members), f"{directory}/layer")
+        assert outside() == before
+    finally:
+        os.rmdir(OUTSIDE)
+    found = {path: status[-1] for path, status in snapshot(root).items() if os.path.isfile(f"{root}/{path}")}
+    assert found == {
+        "hard": ("hard", "ko-app/tool"), "ko-app/tool": ("hard", "ko-app/tool"), OUTSIDE[1:]: (OUTSIDE[1:],),
+        "etc/passwd": ("etc/passwd",), "ko-app/through": ("ko-app/through",),
+    }  # fmt: skip
 
 
 @kernel
@@ -141,15 +189,93 @@ def test_later_entries_win(directory: str) -> None:
     assert contents == {"d": b"file", "f/y": b"3", "l": b"5", "m": b"4"}
 
 
+def lower(directory: str) -> str:
+    """A layer to lie upon: ``f``, ``g``, ``o/f``, and ``p/q/f`` and ``twin``, which are one file."""
+    names = [member("f", b"1"), member("g", b"2"), member("o/"), member("o/f", b"3")]
+    return unpack(
+        make_tar([*names, member("p/"), member("p/q/"), member("p/q/f", b"4"), hardlink("twin", "p/q/f")]), directory
+    )
+
+
+def marks(root: str) -> tuple[list[str], list[str]]:
+    """The whiteouts and the opaque directories of a tree."""
+    whiteouts = [path for path, seen in snapshot(root).items() if seen[0] == "0o20000" and seen[3] == 0]
+    opaque = [path for path, seen in snapshot(root).items() if ("trusted.overlay.opaque", b"y") in seen[7]]
+    return sorted(whiteouts), sorted(opaque)
+
+
 @kernel
 def test_overlay_form_of_deletions(directory: str) -> None:
-    members = [member(".wh.gone", b""), member("o/"), member("o/.wh..wh..opq", b""), member("o/.wh..wh.plnk/", None)]
-    root = unpack(make_tar(members), f"{directory}/layer")
-    status = os.lstat(f"{root}/gone")
-    assert stat.S_ISCHR(status.st_mode)
-    assert status.st_rdev == 0
-    assert os.getxattr(f"{root}/o", "trusted.overlay.opaque") == b"y"
+    members = [member(".wh.f", b""), member("o/"), member("o/.wh..wh..opq", b""), member("o/.wh..wh.plnk/", None)]
+    members += [member("g", type=tarfile.CHRTYPE), member("p/q/.wh.f", b"")]
+    root = unpack(make_tar(members), f"{directory}/layer", (lower(f"{directory}/lower"),))
+    assert marks(root) == (["f", "g", "p/q/f"], ["o"])
     assert os.listdir(f"{root}/o") == []
+
+
+@kernel
+def test_marks_that_hide_nothing_are_left_out(directory: str) -> None:
+    """A mark in a directory that does not merge is listed by the kernel, as a name that cannot be opened."""
+    members = [
+        member(".wh.missing", b""), member("new/"), member("new/.wh.x", b""), member("new/.wh..wh..opq", b""),
+        member("o/"), member("o/.wh.f", b""), member("o/.wh..wh..opq", b""), member("f", b"own"), member(".wh.f", b""),
+        member(".wh.g", b""), member("no/such/.wh.x", b""), member("f/.wh.x", b""), member("p/x", type=tarfile.CHRTYPE),
+    ]  # fmt: skip
+    root = unpack(make_tar(members), f"{directory}/layer", (lower(f"{directory}/lower"),))
+    assert marks(root) == (["g"], ["o"])
+    assert sorted(os.listdir(root)) == ["f", "g", "new", "o", "p"]
+    alone = unpack(make_tar(members), f"{directory}/alone")
+    assert marks(alone) == ([], [])
+    assert sorted(os.listdir(alone)) == ["f", "new", "o"]
+
+
+@kernel
+def test_a_mark_behind_what_became_a_symlink_is_not_followed(directory: str) -> None:
+    outside = f"{directory}/outside"
+    os.mkdir(outside)
+    os.mknod(f"{outside}/f", stat.S_IFCHR, 0)
+    members = [member("o/"), member("o/.wh.f", b""), symlink("o", outside)]
+    unpack(make_tar(members), f"{directory}/layer", (lower(f"{directory}/lower"),))
+    assert os.listdir(outside) == ["f"]
+
+
+@kernel
+def test_a_hard_link_brings_all_names_of_a_lower_file_along(directory: str) -> None:
+    below = lower(f"{directory}/lower")
+    root = unpack(make_tar([hardlink("new", "twin")]), f"{directory}/layer", (below,))
+    assert snapshot(root)["new"][-1] == ("new", "p/q/f", "twin")
+    assert snapshot(root)["p/q"][:7] == snapshot(below)["p/q"][:7]
+    hidden = unpack(make_tar([member(".wh.p", b""), hardlink("new", "twin")]), f"{directory}/hidden", (below,))
+    assert snapshot(hidden)["new"][-1] == ("new", "twin")
+    own = unpack(make_tar([member("twin", b"own"), hardlink("new", "p/q/f")]), f"{directory}/own", (below,))
+    assert snapshot(own)["new"][-1] == ("new", "p/q/f")
+    late = [hardlink("new", "p/q/f"), member("twin", b"own"), member("p/q/.wh.f", b"")]
+    assert snapshot(unpack(make_tar(late), f"{directory}/late", (below,)))["new"][-1] == ("new",)
+
+
+@kernel
+def test_a_hard_link_cannot_take_the_place_of_its_targets_directory(directory: str) -> None:
+    below = lower(f"{directory}/lower")
+    for number, first in enumerate(([member("p/q/f", b"own")], [])):
+        with pytest.raises(CorruptLayer, match="below itself"):
+            unpack(make_tar([*first, hardlink("p", "p/q/f")]), f"{directory}/{number}", (below,))
+
+
+@kernel
+def test_what_a_hard_link_brought_along_is_taken_back(directory: str) -> None:
+    below = lower(f"{directory}/lower")
+    gone = unpack(make_tar([hardlink("x", "p/q/f"), member(".wh.p", b"")]), f"{directory}/gone", (below,))
+    assert (sorted(os.listdir(gone)), marks(gone)) == (["p", "twin", "x"], (["p"], []))
+    opaque = unpack(make_tar([hardlink("x", "p/q/f"), member("p/.wh..wh..opq", b"")]), f"{directory}/opaque", (below,))
+    assert (os.listdir(f"{opaque}/p"), marks(opaque)) == ([], ([], ["p"]))
+    kept = [hardlink("x", "p/q/f"), member("p/own", b""), member(".wh.p", b"")]
+    root = unpack(make_tar(kept), f"{directory}/kept", (below,))
+    assert (os.listdir(f"{root}/p"), marks(root)) == (["own"], ([], ["p"]))
+    everything = [hardlink("x", "p/q/f"), member(".wh..wh..opq", b"")]
+    root = unpack(make_tar(everything), f"{directory}/everything", (below,))
+    assert (snapshot(root)["x"][-1], marks(root)[0]) == (("x",), ["f", "g", "o", "p", "twin"])
+    with pytest.raises(CorruptLayer, match="no file of the image"):
+        unpack(make_tar([member(".wh..wh..opq", b""), hardlink("x", "f")]), f"{directory}/none", (below,))
 
 
 @kernel

@@ -34,6 +34,7 @@ from containerkit.image import model
 from containerkit.image.images import Image, Images
 from containerkit.state import State
 from support.images import MTIME, MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink
+from support.peers import umoci_unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +185,6 @@ BAD: dict[str, tuple[MadeImage, type[Exception], str]] = {
     "truncated layer": (bad_layer(member("big", b"x" * 9000), cut=4000), CorruptLayer, "'big'"),
     "not a tar": (MadeImage([LOWER, b"text" * 1000]), CorruptLayer, "not a tar"),
     "dotdot": (bad_layer(member("../x", b"")), UnsafeEntry, r"\.\./x"),
-    "absolute": (bad_layer(member("/x", b"")), UnsafeEntry, "'/x'"),
     "symlink": (bad_layer(symlink("door", "/tmp"), member("door/x", b"")), UnsafeEntry, "door"),
     "hard link": (bad_layer(hardlink("x", "../../etc/passwd")), UnsafeEntry, "'x'"),
     "hard link to nothing": (bad_layer(hardlink("x", "etc/nothing")), CorruptLayer, "etc/nothing"),
@@ -509,7 +509,6 @@ def test_a_tar_that_is_none(state: State) -> None:
     assert left_in(state) == NOTHING
 
 
-@pytest.mark.skipif(not shutil.which("umoci"), reason="umoci is not installed")
 def test_peers_read_what_is_imported(state: State) -> None:
     images = images_of(state, MadeImage([]))
     tar = state.path("cache/rootfs.tar")
@@ -519,13 +518,18 @@ def test_peers_read_what_is_imported(state: State) -> None:
     target = MadeImage([])
     Images(state, lambda *_, **__: target).push("b")
     layout = target.write_layout(state.path("cache/layout"))
-    command = ["umoci", "unpack", "--image", f"{layout}:latest", state.path("cache/bundle")]
-    subprocess.run(command, check=True, capture_output=True)
-    assert snapshot(state.path("cache/bundle/rootfs")) == snapshot(image.lowers[0])
+    unpacked = umoci_unpack(f"{layout}:latest", state.path("cache/bundle"))
+    assert snapshot(unpacked) == snapshot(image.lowers[0])
 
 
 def test_a_stream_that_breaks_off(state: State) -> None:
-    made = MadeImage([LOWER, make_tar([member("big", os.urandom(5 << 20))])], compress=False)
+    class Ranged(MadeImage):
+        """Worth going on with."""
+
+        def open_at(self, descriptor: model.Descriptor, offset: int) -> io.BytesIO:
+            return io.BytesIO(self.blobs[descriptor.digest][offset:])
+
+    made = Ranged([LOWER, make_tar([member("big", os.urandom(5 << 20))])], compress=False)
 
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import stat
 import subprocess
+import tarfile
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -25,6 +27,7 @@ from support import edited
 from support.images import MadeImage, digest, hardlink, make_tar, member, symlink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from containerkit.image.model import Manifest
@@ -184,7 +187,7 @@ def test_damaged_content_is_noticed() -> None:
     "entries",
     [
         [member("../x", b"")],
-        [member("/x", b"")],
+        [member("/../x", b"")],
         [symlink("up", "../.."), member("up/x", b"")],
         [member("a", b""), hardlink("b", "../a")],
         [member(".wh...", b"")],
@@ -194,6 +197,91 @@ def test_damaged_content_is_noticed() -> None:
 def test_what_would_leave_the_root_is_refused(entries: list[Any]) -> None:
     made = from_layers(entries)
     with pytest.raises(UnsafeEntry):
+        tree(made, manifest(made))
+
+
+def test_absolute_names_are_inside_the_image() -> None:
+    made = from_layers(
+        [member("/app/", uid=3), member("/app/x", b"x"), hardlink("/y", "/app/x")], [member("/app/.wh.x", b"")]
+    )
+    assert [(file.path, file.uid, file.names) for file in tree(made, manifest(made)).files] == [
+        ("/app", 3, 1),
+        ("/y", 0, 1),
+    ]
+    assert read_file(made, manifest(made), "/y") == b"x"
+
+
+def test_a_whiteout_before_its_directorys_new_content_takes_the_old_attributes_away() -> None:
+    below = [member("d/", mode=0o700, uid=7), member("d/old", b"o")]
+    first, last = [member(".wh.d", b""), member("d/new", b"n")], [member("d/new", b"n"), member(".wh.d", b"")]
+    for layer, attributes in ((first, (0o755, 0)), (last, (0o700, 7))):
+        made = from_layers(below, layer)
+        files = tree(made, manifest(made)).files
+        assert [(file.path, file.mode, file.uid) for file in files if file.path == "/d"] == [("/d", *attributes)]
+        assert [file.path for file in files] == ["/d", "/d/new"]
+
+
+def test_a_device_of_number_zero_deletes_what_lies_below() -> None:
+    mark = {"type": tarfile.CHRTYPE, "devmajor": 0, "devminor": 0}
+    made = from_layers(
+        [member("a", b"1"), member("b", b"2"), member("only", **mark)],
+        [member("a", **mark), member("b", b"new"), member("b", **mark), member("dev", **mark | {"devmajor": 1})],
+    )
+    assert [file.path for file in tree(made, manifest(made)).files] == ["/b", "/dev"]
+    assert read_file(made, manifest(made), "/b") == b"new"
+    with pytest.raises(PathNotInImage):
+        read_file(made, manifest(made), "/a")
+
+
+def test_the_deepest_trees_go_and_come() -> None:
+    deep = "/".join(["d"] * 505)
+    made = from_layers(
+        [member(deep + "/f", b"x")], [member(".wh.d", b""), member("x", b"")], [member("x/", mode=0o700)]
+    )
+    assert [file.path for file in tree(made, manifest(made)).files] == ["/x"]
+
+
+READERS: dict[str, Callable[[MadeImage], object]] = {
+    "tree": lambda made: tree(made, manifest(made)),
+    "read_file": lambda made: read_file(made, manifest(made), "a"),
+    "diff": lambda made: diff_images(Side(made, manifest(made)), Side(made, manifest(made))),
+    "flatten": lambda made: b"".join(flattened(made, manifest(made).layers)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_errors_name_the_layer(reader: str) -> None:
+    good, bad = make_tar([member("b", b"2")]), make_tar([member("a", b"1" * 9000)])[:5000]
+    for layer, packed in ((bad, gzip.compress(bad)), (good, gzip.compress(good)[:-12]), (good, b"\x1f\x8bnonsense")):
+        made = MadeImage([make_tar([member("c", b"0")]), layer])
+        made.layers[1] = made.add(packed)
+        made.document["layers"][1] |= {"digest": digest(packed), "size": len(packed)}
+        made.add(made.manifest)
+        with pytest.raises(CorruptLayer) as caught:
+            READERS[reader](made)
+        assert caught.value.layer == digest(packed)
+    made = MadeImage([make_tar([member("a", b"0")])], compress=False)
+    made.add(made.manifest)
+    made.blobs[digest(made.layers[0])] = made.layers[0][:-1] + b"x"
+    with pytest.raises(DigestMismatch) as mismatch:
+        READERS[reader](made)
+    assert mismatch.value.layer == digest(made.layers[0])
+
+
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "flatten"])
+def test_a_layer_that_is_not_what_its_diff_id_says_is_noticed(reader: str) -> None:
+    layers, wrong = [make_tar([member(name, b"x")]) for name in "ba"], "sha256:" + "2" * 64
+    made = MadeImage(layers, diff_ids=[digest(layers[0]), wrong])
+    made.add(made.manifest)
+    with pytest.raises(DigestMismatch) as caught:
+        READERS[reader](made)
+    assert (caught.value.expected, caught.value.actual) == (wrong, digest(layers[1]))
+    assert caught.value.layer == digest(made.layers[1])
+
+
+def test_a_hard_link_cannot_take_the_place_of_its_targets_directory() -> None:
+    made = from_layers([member("d/"), member("d/f", b"x")], [hardlink("d", "d/f")])
+    with pytest.raises(CorruptLayer, match="below itself"):
         tree(made, manifest(made))
 
 
@@ -246,7 +334,7 @@ def test_layers_below_the_one_that_decides_are_not_read() -> None:
         made.opened.clear()
         with contextlib.suppress(PathNotInImage):
             read_file(made, image, path)
-        assert len(set(made.opened)) == count, path
+        assert len({digest(layer) for layer in made.layers} & set(made.opened)) == count, path
 
 
 def names() -> st.SearchStrategy[str]:

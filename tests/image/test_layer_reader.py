@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import tarfile
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -163,6 +164,16 @@ def test_volume_labels_and_dumpdirs(options: list[str], tmp_path: Path) -> None:
     assert any(entry.kind == DIRECTORY for entry, _ in read(made))
 
 
+def test_the_dumpdir_of_an_empty_directory_is_not_the_end(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "a" / "empty").mkdir(parents=True)
+    (tree / "a" / "file").write_bytes(b"x")
+    command = ["tar", "--format=gnu", f"-g{tmp_path}/snapshot", "-C", tree, "-c", "a"]
+    made = subprocess.run(command, check=True, capture_output=True).stdout
+    assert bytes(BLOCK) in [made[at : at + BLOCK] for at in range(0, made.rindex(b"a/file"), BLOCK)]
+    assert told(made, nanoseconds=False) == seen(str(tree), nanoseconds=False)
+
+
 def test_the_second_volume_of_two_is_refused(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(os.urandom(60_000))
     command = ["tar", "-M", "-L", "40", "-C", tmp_path, "-cf", tmp_path / "1.tar", "-f", tmp_path / "2.tar", "big"]
@@ -254,6 +265,38 @@ def test_what_pax_says_goes_before_the_header() -> None:
     assert (entry.name, found.data, entry.uid, entry.mtime, entry.atime) == (
         b"long", b"abc", 4294967294, -1_250_000_000, 2_500_000_000,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("mtime", [1e-05, 1.5e-07, -2.5e-05, 0.1, 1_500_000_000.25, -1.5, 1e16])
+def test_times_as_python_writes_them(mtime: float) -> None:
+    """Also short ones, with an exponent, which Python's reader takes and Go's does not."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("x")
+        info.mtime = mtime
+        tar.addfile(info)
+    [found] = read(target.getvalue())
+    assert found.entry.mtime == int(Decimal(str(mtime)) * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("1e1", 10 * SECOND), ("12.5e-1", 1_250_000_000), ("1.23456E+3", 1_234_560_000_000), ("1e-9", 1), ("1e-10", 0),
+        ("-1e-10", -1), ("0e99", 0), ("+5", 5 * SECOND), ("7.", 7 * SECOND),
+    ],
+)  # fmt: skip
+def test_times_with_exponents_and_signs(text: str, nanoseconds: int) -> None:
+    [found] = read(pax({"mtime": text}) + head(b"x") + END)
+    assert found.entry.mtime == nanoseconds
+
+
+@pytest.mark.parametrize(
+    "text", ["1e300", "1e9999999999", "nan", "inf", "-", "e5", ".5", "1_0", " 1", "1e", "1e+", "--1", "0x1", "1.5.5"]
+)
+def test_times_that_are_refused(text: str) -> None:
+    with pytest.raises(CorruptLayer, match="mtime"):
+        read(pax({"mtime": text}) + head(b"x") + END)
 
 
 def test_empty_values_and_global_headers_change_nothing() -> None:

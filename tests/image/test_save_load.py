@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import io
 import json
 import lzma
 import os
-import subprocess
 import tarfile
-import tempfile
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,12 +20,12 @@ from containerkit.image.archive import open_archive
 from containerkit.image.copies import Outgoing, save
 from containerkit.image.edit_index import IndexEditor
 from containerkit.image.model import OCI_INDEX, Platform
-from support import edited, facts
+from support import edited
 from support.images import MadeImage, digest
-from support.registry import skopeo, umoci
+from support.peers import docker, podman, umoci
+from support.registry import skopeo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NAME = "example.org/team/app:1"
@@ -248,7 +244,6 @@ def test_umoci_takes_our_layout_and_we_take_its(tmp_path: Path, images: list[Out
 @pytest.mark.kernel
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])
 def test_podman_loads_what_we_save_and_saves_what_we_load(tmp_path: Path, form: str) -> None:
-    facts.require("podman")
     made = edited.image()
     image = Outgoing(made, edited.root(made), (NAME,))
     path = str(tmp_path / "ours.tar")
@@ -256,7 +251,7 @@ def test_podman_loads_what_we_save_and_saves_what_we_load(tmp_path: Path, form: 
     with podman() as run:
         run("load", "-q", "-i", path)
         listed = run("images", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}").split()
-        assert listed == [config_of(image).encode(), NAME.encode()]
+        assert listed == [config_of(image), NAME]
         for their in ("docker-archive", "oci-archive"):
             target = str(tmp_path / f"{their}.tar")
             run("save", "-q", "--format", their, "-o", target, NAME)
@@ -271,7 +266,6 @@ def test_podman_loads_what_we_save_and_saves_what_we_load(tmp_path: Path, form: 
 
 @pytest.mark.kernel
 def test_docker_loads_what_we_save_and_saves_what_we_load(tmp_path: Path) -> None:
-    facts.require("docker", "dockerd")
     made = edited.image()
     image = Outgoing(made, edited.root(made), (NAME, "docker.io/library/same:2"))
     with docker() as run:
@@ -279,7 +273,7 @@ def test_docker_loads_what_we_save_and_saves_what_we_load(tmp_path: Path) -> Non
             path = str(tmp_path / "ours.tar")
             save(path, [image], form)
             run("load", "-q", "-i", path)
-            listed = run("image", "inspect", "--format", "{{.Id}} {{.RepoTags}}", NAME).decode().strip()
+            listed = run("image", "inspect", "--format", "{{.Id}} {{.RepoTags}}", NAME).strip()
             assert listed.split(" ", 1)[0] == config_of(image)
             assert sorted(listed.split(" ", 1)[1].strip("[]").split()) == [NAME, "same:2"]
             target = str(tmp_path / "theirs.tar")
@@ -289,47 +283,3 @@ def test_docker_loads_what_we_save_and_saves_what_we_load(tmp_path: Path) -> Non
                 assert sorted(stored.names) == ["docker.io/library/same:2", NAME]
                 assert edited.manifest(archive, stored.descriptor).config.digest == config_of(image)
             run("rmi", "-f", NAME, "same:2")
-
-
-@contextlib.contextmanager
-def docker() -> Iterator[Any]:
-    """A dockerd of our own: private state, no bridge, no rules of a firewall."""
-    with tempfile.TemporaryDirectory(prefix="dockerd-") as directory:
-        address = f"unix://{directory}/socket"
-        places = ["--data-root", f"{directory}/data", "--exec-root", f"{directory}/exec"]
-        quiet = ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]
-        command = ["dockerd", "-H", address, *places, "--pidfile", f"{directory}/pid", *quiet]
-        with open(f"{directory}/log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as daemon:
-
-            def run(*arguments: str, check: bool = True) -> bytes:
-                done = subprocess.run(["docker", "-H", address, *arguments], capture_output=True, check=False)
-                assert not check or done.returncode == 0, done.stderr.decode()
-                return done.stdout if done.returncode == 0 else b""
-
-            try:
-                deadline = time.monotonic() + 60
-                while not run("version", "--format", "{{.Server.Version}}", check=False).strip():
-                    if daemon.poll() is not None or time.monotonic() > deadline:
-                        with open(f"{directory}/log") as text:
-                            facts.skip(f"a dockerd that starts: {text.read()[-300:]}")
-                    time.sleep(0.2)
-                yield run
-            finally:
-                daemon.terminate()
-
-
-@contextlib.contextmanager
-def podman() -> Iterator[Any]:
-    with tempfile.TemporaryDirectory(prefix="podman-") as directory:
-        stores = ["--root", f"{directory}/root", "--runroot", f"{directory}/run", "--storage-driver", "vfs"]
-        base = ["podman", *stores, "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
-
-        def run(*arguments: str) -> bytes:
-            done = subprocess.run([*base, *arguments], capture_output=True, check=False)
-            assert done.returncode == 0, done.stderr.decode()
-            return done.stdout
-
-        try:
-            yield run
-        finally:
-            run("rmi", "--all", "--force")

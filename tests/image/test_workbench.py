@@ -115,6 +115,10 @@ def test_edits(host: ck.Host) -> None:
     newer = images.edit("base:1").configure(env={"NEW": "base"}).commit("base:new")
     rebased = images.edit("base:2").rebase("base:1", newer).commit("rebased:1")
     assert host.run(rebased, ["cat", "/etc/motd"]).stdout == b"hello\n"
+    same = images.edit("base:2").rebase(images.get("base:1").manifest, newer.manifest).commit()
+    assert same.id == rebased.id
+    with pytest.raises(ImageNotFound):
+        images.edit("base:2").rebase("base:1", "missing:1")
     again = images.edit("base:1").configure(env={"NEW": "base"}).commit()
     assert again.id == newer.id
 

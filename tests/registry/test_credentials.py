@@ -220,6 +220,9 @@ def test_helpers_that_fail(kind: str, machine: Machine) -> None:
         {"auths": {"registry.example": {"auth": base64.b64encode(b"\xff:x").decode()}}},
         {"auths": {"registry.example": {"username": ["a"]}}},
         {"credHelpers": {"registry.example": 1}},
+        {"credHelpers": {"registry.example": None}},
+        '{"auths": {"registry.example": {"auth": "' + auth("alice")["auth"] + "}}}",
+        "// a comment\n{}",
     ],
 )
 def test_files_that_are_none(document: object, machine: Machine) -> None:
@@ -235,3 +238,73 @@ def test_tokens_in_files(machine: Machine) -> None:
     assert machine.find("a.example").identity_token == "i"  # type: ignore[union-attr]  # noqa: S105
     assert machine.find("b.example").registry_token == "r"  # type: ignore[union-attr]  # noqa: S105
     assert machine.find("c.example") is None
+
+
+def everything_said(error: BaseException | None) -> str:
+    """An error and all that it comes from, with what they carry."""
+    if error is None:
+        return ""
+    said = f"{error} {error!r} {vars(error)} {error.args}"
+    return said + everything_said(error.__cause__) + everything_said(error.__context__)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"auths": {"registry.example": {"auth": "aHVzaGh1c2g=", "password": "hushhush"}',
+        {"auths": {"registry.example": {"auth": base64.b64encode(b"\xff:hushhush").decode()}}},
+        {"auths": {"registry.example": {"auth": "hushhush!"}}},
+        {"credsStore": "bad"},
+    ],
+    ids=["no json", "no text", "no base64", "helper"],
+)
+def test_no_secret_is_in_an_error(document: object, machine: Machine) -> None:
+    path = machine.directory / "bin" / "docker-credential-bad"
+    path.write_text('#!/bin/sh\necho \'{"Username":"alice","Secret":"hushhush"}\'; exit 2\n')
+    path.chmod(0o755)
+    docker(machine, document)
+    with pytest.raises(CredentialsError) as caught:
+        machine.find("registry.example")
+    said = everything_said(caught.value)
+    assert "hush" not in said
+    assert "aHVza" not in said
+
+
+def test_a_helper_that_fails_to_store_does_not_repeat_it(machine: Machine) -> None:
+    path = machine.directory / "bin" / "docker-credential-bad"
+    path.write_text("#!/bin/sh\ncat; exit 1\n")
+    path.chmod(0o755)
+    with pytest.raises(CredentialsError) as caught:
+        Helper("bad", machine.environment).store("registry.example", "alice", "hushhush")
+    assert "hush" not in everything_said(caught.value)
+
+
+def test_a_helper_that_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("containerkit.registry.credentials.HELPER_SECONDS", 0.2)
+    path = machine.directory / "bin" / "docker-credential-bad"
+    path.write_text("#!/bin/sh\nexec sleep 100\n")
+    path.chmod(0o755)
+    docker(machine, {"credsStore": "bad"})
+    with pytest.raises(CredentialsError, match="does not answer"):
+        machine.find("registry.example")
+
+
+def test_a_file_that_is_named_must_be_there(machine: Machine) -> None:
+    """As podman has it; the other files may be missing."""
+    docker(machine, {"auths": {"registry.example": auth("alice")}})
+    machine.environment["REGISTRY_AUTH_FILE"] = str(machine.directory / "missing.json")
+    with pytest.raises(CredentialsError, match=r"missing\.json: No such file"):
+        machine.find("registry.example")
+
+
+def test_what_others_write_is_read_as_they_do(machine: Machine) -> None:
+    """Base64 in lines, entries of other registries that are nonsense, foreign keys, an environment that is blank."""
+    machine.environment["DOCKER_AUTH_CONFIG"] = "  \n"
+    encoded = auth("alice")["auth"]
+    entry = {"auth": f"{encoded[:5]}\r\n{encoded[5:]}\n", "email": "a@example.org"}
+    others = {"other.example": {"auth": "!"}, "third.example": 5}
+    docker(machine, {"auths": {"registry.example": entry, **others}, "HttpHeaders": {"X": "y"}, "psFormat": "table"})
+    found = machine.find("registry.example")
+    assert found is not None
+    assert found[:2] == ("alice", "hush")
+    assert "hush" not in f"{found} {found!r} {[found]}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from containerkit.image.model import Descriptor
+
 BODY = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST}).encode()
 OTHER = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "x": 1}).encode()
 
@@ -55,7 +57,24 @@ insecure = true
 [[registry]]
 prefix = "nowhere.example/x"
 blocked = true
+[[registry]]
+prefix = "*.wild.example"
+insecure = true
+[[registry.mirror]]
+location = "wild-mirror.example/all"
+[[registry]]
+prefix = "tags.example/app:old"
+location = "archive.example/app:2019"
+[[registry.mirror]]
+location = "mirror.example/app"
+[[registry]]
+prefix = "tags.example/app:bad"
+blocked = true
+[[registry]]
+prefix = "tags.example/app@sha256:@0"
+location = "other.example/pinned"
 """
+CONF = CONF.replace("@0", "0" * 64)
 
 
 def hosts(endpoints: tuple[Endpoint, ...]) -> list[str]:
@@ -104,6 +123,56 @@ def test_blocked(name: str, tmp_path: Path) -> None:
         registries.connect(reference)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.wild.example/x:1", [("wild-mirror.example", "all/x", ""), ("a.wild.example", "x", "")]),
+        ("a.b.wild.example/x/y", [("wild-mirror.example", "all/x/y", ""), ("a.b.wild.example", "x/y", "")]),
+        ("wild.example/x", [("wild.example", "x", "")]),
+        ("notwild.example/x", [("notwild.example", "x", "")]),
+        ("tags.example/app:old", [("mirror.example", "app", ""), ("archive.example", "app", "2019")]),
+        ("tags.example/app:older", [("tags.example", "app", "")]),
+        ("tags.example/app/more:old", [("tags.example", "app/more", "")]),
+        ("tags.example/app", [("tags.example", "app", "")]),
+        (f"tags.example/app@sha256:{'0' * 64}", [("other.example", "pinned", "")]),
+        (f"tags.example/app:1@sha256:{'0' * 64}", [("other.example", "pinned", "")]),
+        (f"tags.example/app@sha256:{'1' * 64}", [("tags.example", "app", "")]),
+    ],
+)  # fmt: skip
+def test_prefixes_of_registries_conf(name: str, expected: list[tuple[str, str, str]], tmp_path: Path) -> None:
+    """As containers-registries.conf(5) has them: wildcards, tags and digests."""
+    path = tmp_path / "registries.conf"
+    path.write_text(CONF)
+    reference = Reference.parse(name)
+    suffix = str(reference).removeprefix(reference.name)
+    found = Mirrors(files=[str(path)]).endpoints(reference.registry, reference.repository, suffix)
+    assert found[-1].insecure == ("wild.example" in found[-1].host and found[-1].host.count(".") > 1)
+    assert [(each.host, each.repository, each.target) for each in found] == expected
+
+
+def test_blocked_by_tag(tmp_path: Path) -> None:
+    path = tmp_path / "registries.conf"
+    path.write_text(CONF)
+    registries = Registries(mirrors=Mirrors(files=[str(path)]), credentials=Credentials({}))
+    for name in ("tags.example/app:bad", f"tags.example/app:bad@sha256:{'1' * 64}"):
+        with pytest.raises(RegistryBlocked, match="app:bad"):
+            registries.connect(Reference.parse(name))
+
+
+def test_another_tag_is_asked_for(faulty: Faulty, mirror: Faulty, tmp_path: Path) -> None:
+    """What is found under it is the image of the name that was meant."""
+    path = tmp_path / "registries.conf"
+    for mirrored in ("", f'[[registry.mirror]]\nlocation = "{mirror.host}/b:3"\n'):
+        path.write_text(f'[[registry]]\nprefix = "x.example/a:1"\nlocation = "{faulty.host}/c:2"\n{mirrored}')
+        faulty.on("GET", "/v2/c/manifests/2", GOOD)
+        mirror.on("GET", "/v2/b/manifests/3", GOOD)
+        registries = Registries(mirrors=Mirrors(files=[str(path)]), credentials=Credentials({}))
+        reference = Reference.parse("x.example/a:1")
+        with registries.connect(reference) as remote:
+            assert remote.resolve(reference)[1] == BODY
+    assert (len(faulty.seen), len(mirror.seen)) == (1, 1)
+
+
 def test_drop_ins_win_in_the_order_of_their_names(tmp_path: Path) -> None:
     main, directory = tmp_path / "registries.conf", tmp_path / "registries.conf.d"
     directory.mkdir()
@@ -150,6 +219,7 @@ server = "https://origin.example"
 [host."http://plain.example:5000"]
   capabilities = ["pull"]
   client = [["a.cert", "a.key"]]
+  dial_timeout = "1m1.5s"
 [host."https://push.example"]
   capabilities = ["push"]
 [host."https://deep.example/v2/project"]
@@ -169,6 +239,7 @@ def test_hosts_toml(directory: str, tmp_path: Path) -> None:
     assert (first.host, first.path, first.authorities, first.headers) == (
         "mirror.example", "", (f"{here}/ca.crt",), (("x-key", "k"),),
     )  # fmt: skip
+    assert (first.connecting, plain.connecting, first.namespace) == (0.0, 61.5, "registry.example:5000")
     assert (plain.scheme, plain.by_digest_only, plain.client) == ("http", True, (f"{here}/a.cert", f"{here}/a.key"))
     assert (deep.path, deep.whole_path, deep.insecure) == ("v2/project", True, True)
     assert (origin.host, origin.mirror) == ("origin.example", False)
@@ -185,6 +256,14 @@ def test_hosts_toml(directory: str, tmp_path: Path) -> None:
         ("registries.conf", "[[registry]]\nlocation = 1"),
         ("registries.conf", '[[registry]]\nlocation = "a"\n[[registry.mirror]]\ninsecure = true'),
         ("registries.conf", '[[registry]]\nlocation="a"\n[[registry.mirror]]\nlocation="b"\npull-from-mirror="x"'),
+        ("registries.conf", '[[registry]]\nlocation="https://a"'),
+        ("registries.conf", '[[registry]]\nlocation="a"\npull-from-mirror="all"'),
+        (
+            "registries.conf",
+            """[[registry]]\nlocation="a"\nmirror-by-digest-only=true
+            [[registry.mirror]]\nlocation="b"\npull-from-mirror="tag-only\"""",
+        ),
+        ("registries.conf", '[[registry]]\nprefix="a/b"\nlocation="c"'),
         ("daemon.json", "{"),
         ("daemon.json", "[]"),
         ("daemon.json", '{"registry-mirrors": "a"}'),
@@ -196,6 +275,8 @@ def test_hosts_toml(directory: str, tmp_path: Path) -> None:
         ("certs.d/a/hosts.toml", '[host."https://a"]\nclient = [["a", "b", "c"]]'),
         ("certs.d/a/hosts.toml", '[host."https://a"]\nheader = 1'),
         ("certs.d/a/hosts.toml", "server = 1"),
+        ("certs.d/a/hosts.toml", '[host."https://a"]\ndial_timeout = 5'),
+        ("certs.d/a/hosts.toml", '[host."https://a"]\ndial_timeout = "soon"'),
     ],
 )
 def test_files_that_do_not_fit(name: str, content: str, tmp_path: Path) -> None:
@@ -266,7 +347,7 @@ def test_a_broken_mirror_is_asked_once(
     assert through()[1] == BODY
     assert len(mirror.requests("GET")) == 1  # a greeting in TLS, after a cut, may look like another
     assert through()[1] == BODY
-    assert len(mirror.seen) == (2 if again else 1)
+    assert len(mirror.requests("GET")) == (2 if again else 1)
 
 
 def test_a_lying_mirror(faulty: Faulty, mirror: Faulty, through: Callable[..., Any]) -> None:
@@ -319,3 +400,28 @@ def test_a_path_and_headers_of_hosts_toml(faulty: Faulty, mirror: Faulty, tmp_pa
     with registries.connect(reference) as remote:
         assert remote.resolve(reference)[1] == BODY
     assert mirror.seen[0].headers["x-key"] == "k"
+
+
+def test_mirrors_of_hosts_toml_are_told_which_registry_is_meant(
+    faulty: Faulty, mirror: Faulty, blob: tuple[Descriptor, bytes], tmp_path: Path
+) -> None:
+    """containerd's docs/hosts.md: the parameter ``ns``; not at the registry itself, not where the mirror redirects."""
+    place = tmp_path / "certs.d" / faulty.host
+    place.mkdir(parents=True)
+    (place / "hosts.toml").write_text(f'[host."http://{mirror.host}"]\n[host."http://{faulty.host}"]\n')
+    path = f"/v2/a/blobs/{blob[0].digest}"
+    mirror.on("GET", "/v2/a/manifests/1", GOOD)
+    mirror.on("GET", path, answer(302, location="/elsewhere?x=1"))
+    mirror.on("GET", "/elsewhere", answer(200, blob[1]))
+    reference = Reference.parse(f"{faulty.host}/a:1")
+    registries = Registries(credentials=Credentials({}), mirrors=Mirrors(files=[str(tmp_path / "certs.d")]))
+    with registries.connect(reference) as remote:
+        assert remote.resolve(reference)[1] == BODY
+        with remote.open(blob[0]) as stream:
+            assert stream.read() == blob[1]
+        query = f"?ns={faulty.host.replace(':', '%3A')}"
+        assert [each.path for each in mirror.seen] == [f"/v2/a/manifests/1{query}", path + query, "/elsewhere?x=1"]
+        mirror.on("GET", "/v2/a/manifests/1", answer(404))
+        faulty.on("GET", "/v2/a/manifests/1", GOOD)
+        assert remote.resolve(reference)[1] == BODY
+    assert [each.path for each in faulty.seen] == ["/v2/a/manifests/1"]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+import containerkit as ck
 from containerkit.errors import InvalidKey, PolicyRefused, RegistryConfigError, SignatureInvalid, SignatureMissing
 from containerkit.image.reference import Reference
-from containerkit.registry import serve, signatures
+from containerkit.registry import artifacts, serve, signatures
 from containerkit.registry.client import Registries
 from containerkit.registry.policy import ANYTHING, BY_DIGEST, REJECT, Policy, Rule, signed_by
 from support import rawhttp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from containerkit.image.digest import Digest
     from containerkit.registry.server.server import Registry
@@ -134,3 +137,41 @@ def test_where_it_cannot_be_found_out_it_is_refused(server: Registry) -> None:
     server.close()
     with pytest.raises(ConnectionError):
         check(Policy(default=SIGNED), server.host, "team/app:1", digest)
+
+
+REFUSALS = {
+    "reject": (REJECT, PolicyRefused),
+    "by digest": (BY_DIGEST, PolicyRefused),
+    "not signed": (SIGNED, SignatureMissing),
+    "another key": (signed_by(OTHER_PUBLIC), SignatureInvalid),
+}
+
+
+@pytest.mark.parametrize("what", sorted(REFUSALS))
+@pytest.mark.parametrize("way", ["pull", "copy", "artifact"])
+def test_what_is_refused_is_neither_fetched_nor_stored(
+    server: Registry, state_root: str, tmp_path: Path, what: str, way: str
+) -> None:
+    """The image's layers are no layers: whoever looked at them would say something else."""
+    rule, error = REFUSALS[what]
+    raw = rawhttp.Repository(server.host, "team/app")
+    digest = raw.push_image("1")
+    name = Reference.parse(f"{server.host}/team/app:1")
+    if what == "another key":
+        with Registries().connect(name, push=True).origin as repository:
+            signatures.sign(repository, digest, KEY)
+    registries = Registries(policy=Policy(default=rule))
+    host = ck.Host(state_root, registries=registries)
+    target = tmp_path / "target"
+    ways = {
+        "pull": lambda: host.images.pull(str(name)),
+        "copy": lambda: host.images.copy(f"docker://{name}", f"oci:{target}:1"),
+        "artifact": lambda: artifacts.pull(repository, "1", target),
+    }
+    with registries.connect(name).origin as repository, pytest.raises(error):
+        ways[way]()
+    assert host.images.list() == []
+    host.close()
+    kept = [os.path.join(state_root, part) for part in ("blobs", "layers", "ingest")]
+    assert [name for top in kept for _, _, names in os.walk(top) for name in names] == []
+    assert not target.exists()

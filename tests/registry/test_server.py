@@ -18,15 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from containerkit.image.digest import Digest
-from containerkit.image.reference import Reference
-from containerkit.image.transfer import copy_image
 from containerkit.registry import serve
-from containerkit.registry.client import Registries
-from containerkit.registry.credentials import Credentials
-from image.test_save_load import docker, podman
 from support import facts, rawhttp
 from support.rawhttp import Repository, add, ask
-from support.registry import skopeo
+from support.standalone import ROOT, standalone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
     from containerkit.registry.server.server import Registry
 
 SIZE = 3_000_000
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 @pytest.fixture
@@ -108,24 +102,6 @@ def test_tls_with_clients_that_do_not_speak_it(tmp_path: Any) -> None:
     with serve(tmp_path, tls=True) as registry, open(tmp_path / "tls" / "ca.crt", "rb") as file:
         assert file.read() == authority  # who trusts it need not be told again
         assert os.stat(tmp_path / "tls" / "server.key").st_mode & 0o077 == 0
-
-
-@pytest.mark.parametrize("tls", [False, True])
-def test_our_client_and_skopeo_see_the_same(tls: bool, busybox_layout: str, tmp_path: Any) -> None:
-    """What our client pushes, with a password and our authority, skopeo pulls; and the other way round."""
-    with serve(users={"a": "b"}, tls=tls) as registry:
-        authorities = {registry.host: [registry.certificates.authority]} if registry.certificates else {}
-        credentials = Credentials({})
-        credentials.login(registry.host, "a", "b")
-        registries = Registries(credentials=credentials, mirrors={}, authorities=authorities)
-        theirs, ours = (Reference.parse(registry.name(f"{name}:1")) for name in ("theirs", "ours"))
-        skopeo("copy", "--dest-creds=a:b", f"oci:{busybox_layout}:1", f"docker://{theirs}")
-        with registries.connect(theirs) as source, registries.connect(ours, push=True) as sink:
-            root, _ = source.resolve(theirs)
-            body = copy_image(root, source, sink)
-            assert sink.put_manifest(ours, root.media_type, body) == root.digest
-        skopeo("copy", "--src-creds=a:b", f"docker://{ours}", f"oci:{tmp_path}:1")
-        assert root.digest.hex in os.listdir(tmp_path / "blobs/sha256")
 
 
 def test_only_so_many_connections(server: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,35 +183,6 @@ def test_skopeo_pushes_and_pulls(form: str, busybox_layout: str, tmp_path: Any) 
             for path in (busybox_layout, tmp_path / "back")
         ]
         assert digests[0] == digests[1]
-
-
-def test_podman_pushes_and_pulls(server: Registry, busybox_layout: str) -> None:
-    facts.require("podman")
-    name, again = server.name("library/busybox:1"), server.name("from/podman:2")
-    skopeo("copy", f"oci:{busybox_layout}:1", f"docker://{name}")
-    with podman() as run:
-        identity = run("pull", "-q", "--tls-verify=false", name).decode().strip()
-        run("push", "-q", "--tls-verify=false", identity, again)
-        run("rmi", "-f", identity)
-        assert run("pull", "-q", "--tls-verify=false", again).decode().strip() == identity
-    assert ask(server.host, "GET", "/v2/from/podman/tags/list").json["tags"] == ["2"]
-
-
-def test_docker_pushes_and_pulls(busybox_layout: str, tmp_path: Any) -> None:
-    facts.require("docker", "dockerd")
-    with serve(users={"bob": "builder"}) as registry, docker() as run:
-        name, other = registry.name("library/busybox:1"), registry.name("from/docker:2")
-        skopeo("copy", "--dest-creds=bob:builder", f"oci:{busybox_layout}:1", f"docker://{name}")
-        own = f"--config={tmp_path}"
-        run(own, "login", "-u", "bob", "-p", "builder", registry.host)
-        run(own, "pull", "-q", name)
-        run("tag", name, other)
-        run(own, "push", "-q", other)
-        run("rmi", name, other)
-        run(own, "pull", "-q", other)
-        token = base64.b64encode(b"bob:builder").decode()
-        tags = ask(registry.host, "GET", "/v2/from/docker/tags/list", authorization=f"Basic {token}")
-        assert tags.json["tags"] == ["2"]
 
 
 # --- who may do what
@@ -362,18 +309,6 @@ def half_sent(host: str, method: str, path: str, body: bytes, *, declared: int) 
     with socket.create_connection((name, int(port)), timeout=30) as connection:
         connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {declared}\r\n\r\n".encode() + body)
         yield connection
-
-
-@contextlib.contextmanager
-def standalone(directory: Any, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "containerkit.registry.server", str(directory), "--port=0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().strip().removeprefix("http://")
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 def test_kill_9_in_the_middle_of_an_upload(tmp_path: Any) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from containerkit.errors import RegistryConfigError
 from containerkit.image.digest import Digest
+from containerkit.image.model import OCI_INDEX
 from containerkit.registry import serve
+from containerkit.registry.client import Registries
+from containerkit.registry.credentials import Credentials
 from support.faulty import Faulty, answer, raw
 from support.rawhttp import Answer, Repository, ask, describe
 from support.registry import skopeo
@@ -162,3 +168,87 @@ def test_an_upstream_that_is_no_registry(faulty: Faulty) -> None:
     )
     with serve(upstream=faulty.host) as cache:
         assert ask(cache.host, "GET", "/v2/team/app/manifests/latest").status == 502
+
+
+def test_many_at_once_ask_for_a_tag_once(faulty: Faulty) -> None:
+    """Also where it must not be kept, and where the answer is an error: those who wait share it."""
+    body = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
+    begun, released = threading.Barrier(9), threading.Event()
+
+    def slowly(connection: Connection) -> None:
+        assert released.wait(20)
+        answer(200, body, content_type=OCI_INDEX)(connection)
+
+    faulty.on("GET", "/v2/team/app/manifests/latest", slowly)
+    results: list[int] = []
+
+    def ask_for_it() -> None:
+        begun.wait(20)
+        results.append(ask(cache.host, "GET", "/v2/team/app/manifests/latest").status)
+
+    with serve(upstream=faulty.host, tag_life=0) as cache:
+        threads = [threading.Thread(target=ask_for_it) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        begun.wait(20)
+        # All have asked once as many connections are open: only then may the first be answered.
+        deadline = time.monotonic() + 20
+        while sum(thread.name == "containerkit-request" for thread in threading.enumerate()) < 8:
+            assert time.monotonic() < deadline
+        released.set()
+        for thread in threads:
+            thread.join()
+    assert results == [200] * 8
+    assert len(faulty.requests("GET")) <= 3
+
+
+def test_a_tag_that_the_upstream_has_no_more(upstream: Registry) -> None:
+    origin = Repository(upstream.host, "team/app")
+    digest = origin.push_image("latest")
+    with serve(upstream=upstream.host, tag_life=0) as cache:
+        repository = Repository(cache.host, "team/app")
+        assert repository.ask("GET", "manifests/latest").status == 200
+        assert origin.ask("DELETE", "manifests/latest").status == 202
+        assert repository.ask("GET", "manifests/latest").code == "MANIFEST_UNKNOWN"
+        upstream.close()
+        assert repository.ask("GET", "manifests/latest").status == 502
+        assert repository.ask("GET", f"manifests/{digest}").status == 200
+
+
+@pytest.mark.parametrize("lie", ["asked", "announced"])
+def test_a_manifest_of_another_digest_is_the_upstreams_fault(faulty: Faulty, lie: str, tmp_path: Any) -> None:
+    body = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
+    target = str(DIGEST) if lie == "asked" else "latest"
+    headers = {"docker_content_digest": str(DIGEST)} if lie == "announced" else {}
+    faulty.on("GET", f"/v2/team/app/manifests/{target}", answer(200, body, content_type=OCI_INDEX, **headers))
+    with serve(tmp_path, upstream=faulty.host) as cache:
+        assert ask(cache.host, "GET", f"/v2/team/app/manifests/{target}").status == 502
+        assert [name for _, _, names in os.walk(tmp_path / "repositories") for name in names] == []
+
+
+def test_how_long_to_wait_is_passed_on(faulty: Faulty) -> None:
+    faulty.on("GET", "/v2/team/app/manifests/latest", answer(429, b"", retry_after="100"))
+    with serve(upstream=faulty.host) as cache:
+        told = ask(cache.host, "GET", "/v2/team/app/manifests/latest")
+    assert (told.status, told.code, told.headers["retry-after"]) == (429, "TOOMANYREQUESTS", "100")
+
+
+def test_an_upstream_that_wants_credentials() -> None:
+    """The cache has its own; without, its clients are not asked for some that would not help."""
+    credentials = Credentials({})
+    with serve(users={"alice": "s3cret"}) as upstream:
+        credentials.login(upstream.host, "alice", "s3cret")
+        secret = "Basic " + base64.b64encode(b"alice:s3cret").decode()
+        start = ask(
+            upstream.host, "POST", f"/v2/team/app/blobs/uploads/?digest={DIGEST}", CONTENT, authorization=secret
+        )
+        assert start.status == 201
+        for known, status in ((credentials, 200), (Credentials({}), 403)):
+            with serve(upstream=upstream.host, registries=Registries(credentials=known)) as cache:
+                assert ask(cache.host, "GET", f"/v2/team/app/blobs/{DIGEST}").status == status
+
+
+@pytest.mark.parametrize("name", ["example", "http://127.0.0.1:5000", "registry.example.org/", "a b", "x.org/team"])
+def test_an_upstream_that_is_no_name_of_a_registry(name: str, tmp_path: Any) -> None:
+    with pytest.raises(RegistryConfigError, match="is no registry"):
+        serve(tmp_path, upstream=name)

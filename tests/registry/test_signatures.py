@@ -13,9 +13,10 @@ from containerkit.errors import InvalidKey, ManifestUnknown, SignatureInvalid, S
 from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_MANIFEST
 from containerkit.image.reference import Reference
-from containerkit.registry import serve, signatures
+from containerkit.registry import discovery, serve, signatures
 from containerkit.registry.client import connect
 from support import facts, rawhttp
+from support.rawhttp import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +163,76 @@ def test_damaged_signatures(raw: rawhttp.Repository, repository: Repository, dig
     good = signatures.make_payload("example.com/a", digest)
     signatures.attach(repository, digest, good, signatures.sign_payload(good, KEY))
     assert signatures.verify(repository, digest, [PUBLIC])
+
+
+def layer_of(
+    raw: rawhttp.Repository, payload: bytes, signature: bytes, kind: str = signatures.PAYLOAD
+) -> dict[str, Any]:
+    text = base64.b64encode(signature).decode()
+    return {
+        **describe(raw.push_blob(payload), len(payload), signatures.PAYLOAD),
+        "annotations": {signatures.ANNOTATION: text},
+    }
+
+
+def tampered(name: str, digest: Digest) -> dict[str, tuple[bytes, bytes]]:
+    """Payloads and signatures of which one thing each has been changed; what is signed anew is so by the right key."""
+    payload = signatures.make_payload(name, digest)
+    signature = signatures.sign_payload(payload, KEY)
+    changed = {
+        "its digest": payload.replace(digest.hex.encode(), b"0" * 64),
+        "its repository": payload.replace(name.encode(), name.encode() + b"/evil"),
+        "its registry": payload.replace(name.encode(), b"evil.example/" + name.partition("/")[2].encode()),
+        "its kind": payload.replace(b"cosign container image signature", b"atomic container signature"),
+        "the digest's key": payload.replace(b"docker-manifest-digest", b"Docker-Manifest-Digest"),
+        "a second critical": payload.replace(b'"optional":null', b'"optional":null,"critical":{}'),
+    }
+    return {
+        "the payload": (payload + b" ", signature),
+        "the signature": (payload, signature[:-1] + bytes([signature[-1] ^ 1])),
+        "the signature's end": (payload, signature + b"\0"),
+        "the key": (payload, signatures.sign_payload(payload, OTHER)),
+        **{what: (content, signatures.sign_payload(content, KEY)) for what, content in changed.items()},
+    }
+
+
+TAMPERED = sorted(tampered("registry.example/a", Digest.of(b"")))
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_each_thing_that_is_tampered_with(
+    raw: rawhttp.Repository, repository: Repository, digest: Digest, what: str
+) -> None:
+    """It is refused alone, and does not hide a signature that is good."""
+    name = f"{repository.registry}/{repository.name}"
+    bad = layer_of(raw, *tampered(name, digest)[what])
+    assert raw.push_manifest(tag_of(digest), {**raw.image(), "layers": [bad]}).status == 201
+    with pytest.raises(SignatureInvalid):
+        signatures.verify(repository, digest, [PUBLIC], name=name)
+    payload = signatures.make_payload(name, digest)
+    good = layer_of(raw, payload, signatures.sign_payload(payload, KEY))
+    for layers in ([bad, good], [good, bad]):
+        assert raw.push_manifest(tag_of(digest), {**raw.image(), "layers": layers}).status == 201
+        assert len(signatures.verify(repository, digest, [PUBLIC], name=name)) == 1
+
+
+def test_a_referrer_as_cosign_makes_it(raw: rawhttp.Repository, repository: Repository, digest: Digest) -> None:
+    """Its config's media type says what it is, there is no ``artifactType``, and the payload is written another way."""
+    name = f"{repository.registry}/{repository.name}"
+    document = json.loads(signatures.make_payload(name, digest))
+    payload = json.dumps({"optional": {"creator": "x"}, "critical": document["critical"]}, indent=1).encode()
+    manifest = raw.image()
+    manifest["config"]["mediaType"] = signatures.ARTIFACT
+    manifest["layers"] = [layer_of(raw, payload, signatures.sign_payload(payload, KEY))]
+    manifest["subject"] = describe(digest, len(raw.ask("GET", f"manifests/{digest}", accept=OCI_MANIFEST).body))
+    body = json.dumps(manifest).encode()
+    answer = raw.ask("PUT", f"manifests/{Digest.of(body)}", body, content_type=OCI_MANIFEST)
+    assert answer.status == 201
+    if "oci-subject" not in answer.headers:  # cosign then enters it in the tag that stands in, as oras does
+        row = {**describe(Digest.of(body), len(body)), "artifactType": signatures.ARTIFACT}
+        discovery.add_referrer(repository, digest, row)
+    (found,) = signatures.verify(repository, digest, [PUBLIC], name=name)
+    assert found.optional == {"creator": "x"}
 
 
 def test_either_place_is_enough(raw: rawhttp.Repository, repository: Repository, digest: Digest) -> None:

@@ -18,7 +18,8 @@ import pytest
 
 from support import facts, rootfs
 from support.images import MadeImage, describe, digest, hardlink, make_tar, member, symlink
-from support.registry import skopeo, umoci
+from support.peers import umoci, umoci_unpack
+from support.registry import skopeo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +59,7 @@ def build(directory: str, base: str) -> Built:
     umoci("new", "--image", image)
     subprocess.run(["tar", "-C", base, "--xattrs", "-cf", tar, "."], check=True)
     umoci("raw", "add-layer", "--image", image, tar)
-    umoci("unpack", "--image", image, bundle)
-    root = os.path.join(bundle, "rootfs")
+    root = umoci_unpack(image, bundle)
     _let_apt_work(root)
     for package in PACKAGES:
         _install(root, package)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 from containerkit.image.codec import parse_config, parse_document
 from containerkit.image.layout import layout_directory
 from containerkit.image.model import Descriptor, ImageConfig, Manifest
 from containerkit.image.transfer import copy_image
-from support import facts
 from support.images import MadeImage, digest, hardlink, make_tar, member, snapshot, symlink
+from support.peers import umoci_unpack
 
 if TYPE_CHECKING:
     from containerkit.image.transfer import BlobSource
@@ -136,11 +135,8 @@ def write_layout(source: BlobSource, descriptor: Descriptor, path: str, tag: str
 
 def unpacked(source: BlobSource, descriptor: Descriptor, path: str) -> str:
     """The directory that umoci makes of an image."""
-    facts.require("umoci")
     layout = write_layout(source, descriptor, os.path.join(path, "layout"))
-    bundle = os.path.join(path, "bundle")
-    subprocess.run(["umoci", "unpack", "--image", f"{layout}:latest", bundle], check=True, capture_output=True)
-    return os.path.join(bundle, "rootfs")
+    return umoci_unpack(f"{layout}:latest", os.path.join(path, "bundle"))
 
 
 def tree(source: BlobSource, descriptor: Descriptor, path: str) -> dict[str, tuple[Any, ...]]:

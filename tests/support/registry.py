@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from support import facts
+from support.peers import umoci
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +56,6 @@ def skopeo(*arguments: str) -> bytes:
     command, *rest = arguments
     options = {"copy": ["--src-tls-verify=false", "--dest-tls-verify=false"]}.get(command, ["--tls-verify=false"])
     return _run("skopeo", "--insecure-policy", command, *options, *rest)
-
-
-def umoci(*arguments: str) -> None:
-    """Run umoci."""
-    facts.require("umoci")
-    _run("umoci", *arguments)
 
 
 def _run(*command: str) -> bytes:

@@ -62,6 +62,8 @@ class Driver(Protocol):
     def view(self, trees: Sequence[str]) -> int:
         """The merged tree, read-only: an ``O_PATH`` descriptor of a mount that nobody else sees and that ends with it.
 
+        An image may have no layers: then ``trees`` are none, and the view is an empty directory.
+
         Also for users of the tree by way of ``/proc/self/fd/N``. Raises :class:`KernelError`.
         """
 

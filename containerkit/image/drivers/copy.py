@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from containerkit.image.apply import Applier
-from containerkit.image.drivers.overlay import read_only
+from containerkit.image.drivers.overlay import topmost
 from containerkit.linux.clone import clone_tree
 from containerkit.linux.tree import remove_tree
 
@@ -41,7 +41,7 @@ class Copy:
 
     def view(self, trees: Sequence[str]) -> int:
         """The topmost tree, which holds all others."""
-        return read_only(trees[0])
+        return topmost(trees)
 
     def remove(self, directory: str) -> None:
         """The whole tree."""

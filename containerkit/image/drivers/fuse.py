@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError, Unsupported
-from containerkit.image.drivers.overlay import Overlay, read_only
+from containerkit.image.drivers.overlay import Overlay, topmost
 from containerkit.image.drivers.scratch import scratch
 from containerkit.image.merged import OPAQUE
 from containerkit.linux import mount
@@ -43,7 +43,7 @@ class FuseOverlay(Overlay):
 
     def view(self, trees: Sequence[str]) -> int:
         """A detached mount that the program serves; one tree alone is bound."""
-        return read_only(trees[0]) if len(trees) == 1 else _serve(trees)
+        return _serve(trees) if len(trees) > 1 else topmost(trees)
 
 
 def _serve(trees: Sequence[str]) -> int:

@@ -21,6 +21,8 @@ from containerkit.linux.tree import remove_tree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# What attributes of a file say of another layer is not believed: trees are layers as their tars tell them.
+_PLAIN = ("index=off", "metacopy=off", "redirect_dir=nofollow")
 _REMEDY = "put the state root on ext4, xfs, btrfs or tmpfs, or use the driver 'copy'"
 
 
@@ -53,7 +55,7 @@ class Overlay:
 
     def view(self, trees: Sequence[str]) -> int:
         """A detached overlay mount. The kernel wants two layers at least, so one alone is bound."""
-        return read_only(trees[0]) if len(trees) == 1 else overlay_view(trees)
+        return overlay_view(trees) if len(trees) > 1 else topmost(trees)
 
     def remove(self, directory: str) -> None:
         """The whole tree."""
@@ -62,12 +64,18 @@ class Overlay:
 
 def overlay_view(trees: Sequence[str]) -> int:
     """Trees laid upon each other, top first, as a detached read-only mount."""
+    lowers = tuple(f"lowerdir+={tree}" for tree in trees)
     try:
-        return mount.new_mount("overlay", tuple(f"lowerdir+={tree}" for tree in trees), mount.MOUNT_ATTR_RDONLY)
+        return mount.new_mount("overlay", (*lowers, *_PLAIN), mount.MOUNT_ATTR_RDONLY)
     except KernelError as error:
         if error.errno != errno.EINVAL:
             raise
-    return mount.new_mount("overlay", (f"lowerdir={':'.join(trees)}",), mount.MOUNT_ATTR_RDONLY)
+    return mount.new_mount("overlay", (f"lowerdir={':'.join(trees)}", *_PLAIN), mount.MOUNT_ATTR_RDONLY)
+
+
+def topmost(trees: Sequence[str]) -> int:
+    """The first of the trees alone as a detached read-only mount; without any an empty directory."""
+    return read_only(trees[0]) if trees else mount.new_mount("tmpfs", ("mode=755",), mount.MOUNT_ATTR_RDONLY)
 
 
 def read_only(tree: str) -> int:

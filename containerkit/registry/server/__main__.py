@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--tls", action="store_true", help="make an authority and a certificate, and speak https")
+    parser.add_argument("--name", action="append", default=[], help="the certificate is for this name or address, too")
     parser.add_argument("--user", action="append", default=[], metavar="NAME:PASSWORD")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--no-deletion", action="store_true")
@@ -28,6 +29,7 @@ def main() -> None:
         port=options.port,
         users=users,
         tls=options.tls,
+        names=options.name,
         read_only=options.read_only,
         deletion=not options.no_deletion,
         upstream=options.upstream,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from containerkit.errors import (
     BlobUnknown,
     ContainerkitError,
+    ImageError,
+    InvalidReference,
     ManifestUnknown,
+    RegistryConfigError,
     RegistryDisconnected,
     RegistryError,
     RegistryNotFound,
@@ -19,12 +22,12 @@ from containerkit.errors import (
 from containerkit.image.model import Descriptor
 from containerkit.image.reference import Reference
 from containerkit.registry import discovery
-from containerkit.registry.client import connect
+from containerkit.registry.client import Registries
 from containerkit.registry.server.storage import Manifest
 from containerkit.registry.transport import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from typing import TypeVar
 
     from containerkit.image.digest import Digest
@@ -68,27 +71,74 @@ class Fetch:
             self._changed.notify_all()
 
 
+class Turn:
+    """One question that is being asked, and what came of it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.began = -1.0
+        self.answer: Any = None
+        self.error: Exception | None = None
+
+
+class Shared:
+    """Questions that many ask at once: those who come while one is being asked share the answer to the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[Hashable, Turn] = {}
+
+    def ask(self, key: Hashable, question: Callable[[], T]) -> T:
+        """What ``question`` gives or raises, asked by somebody after this began."""
+        now = time.monotonic()
+        with self._lock:
+            turn = self._turns.setdefault(key, Turn())
+            turn.users += 1
+        try:
+            with turn.lock:
+                if turn.began < now:
+                    turn.began, turn.answer, turn.error = time.monotonic(), None, None
+                    try:
+                        turn.answer = question()
+                    except ContainerkitError as error:
+                        turn.error = error
+                if turn.error is not None:
+                    raise turn.error
+                return cast("T", turn.answer)
+        finally:
+            with self._lock:
+                turn.users -= 1
+                if not turn.users:
+                    del self._turns[key]
+
+
 class Upstream:
-    """The registry behind, as references name it (``docker.io``, ``127.0.0.1:5000``).
+    """The registry behind, as references name it (``docker.io``, ``127.0.0.1:5000``), reached by ``registries``.
 
     Digests are answered from the cache. A tag is asked for again after ``tag_life`` seconds, and answered from the
-    cache where the upstream cannot answer.
+    cache where the upstream cannot answer. Raises :class:`RegistryConfigError` for what is no registry.
     """
 
-    def __init__(self, registry: str, storage: Directory, tag_life: float = TAG_LIFE) -> None:
-        Reference.parse(f"{registry}/any")
-        self._registry = registry
+    def __init__(
+        self, registry: str, storage: Directory, tag_life: float = TAG_LIFE, registries: Registries | None = None
+    ) -> None:
+        self._registry = _registry(registry)
+        self._registries = registries or Registries()
         self._storage = storage
         self._tag_life = tag_life
         self._repositories: dict[str, Repository] = {}
         self._lock = threading.Lock()
         self._fetching: dict[Digest, Fetch] = {}
-        self._starting: dict[Digest, threading.Lock] = {}
+        self._shared = Shared()
         self._threads: set[threading.Thread] = set()
         self._closed = False
 
     def manifest(self, name: str, target: str) -> Manifest:
         """A manifest by tag or digest. Raises what the upstream raises."""
+        return self._shared.ask((name, target), lambda: self._manifest(name, target))
+
+    def _manifest(self, name: str, target: str) -> Manifest:
         fresh = ":" in target or time.time() - self._storage.tagged_at(name, target) < self._tag_life
         if fresh:
             with suppress(ManifestUnknown):
@@ -98,7 +148,15 @@ class Upstream:
     def _fetch_manifest(self, name: str, target: str) -> Manifest:
         repository = self._repository(name)
         mark = "@" if ":" in target else ":"
-        descriptor, body = repository.resolve(Reference.parse(f"{self._registry}/{name}{mark}{target}"))
+        try:
+            descriptor, body = repository.resolve(Reference.parse(f"{self._registry}/{name}{mark}{target}"))
+        except ManifestUnknown:
+            if mark == ":":
+                with suppress(RegistryNotFound):
+                    self._storage.remove_manifest(name, target)
+            raise
+        except ImageError as error:  # to this server's clients it is no fault of theirs
+            raise UnexpectedResponse(error.message, hint=error.hint) from error
         self._storage.put_manifest(name, descriptor.digest, body, descriptor.media_type)
         if mark == ":":
             self._storage.tag(name, target, descriptor.digest)
@@ -122,15 +180,15 @@ class Upstream:
 
         Raises what the upstream raises.
         """
-        with self._lock:
-            starting = self._starting.setdefault(digest, threading.Lock())
-        with starting:
-            with self._lock:  # in this order: one that has just ended is held
-                if (running := self._fetching.get(digest)) is not None:
-                    return running
-            if self._storage.holds(name, digest) or self._storage.link(name, digest):
-                return None
-            return self._start(name, digest)
+        return self._shared.ask((name, digest), lambda: self._fetch(name, digest))
+
+    def _fetch(self, name: str, digest: Digest) -> Fetch | None:
+        with self._lock:  # in this order: one that has just ended is held
+            if (running := self._fetching.get(digest)) is not None:
+                return running
+        if self._storage.holds(name, digest) or self._storage.link(name, digest):
+            return None
+        return self._start(name, digest)
 
     def close(self) -> None:
         """Break off what is being fetched and close the connections to the upstream."""
@@ -174,7 +232,6 @@ class Upstream:
             self._storage.uploads.forget(upload.id)
             with self._lock:
                 self._fetching.pop(digest, None)
-                self._starting.pop(digest, None)
                 self._threads.discard(threading.current_thread())
 
     def _bring(self, name: str, digest: Digest, upload: Upload, fetch: Fetch) -> None:
@@ -194,7 +251,7 @@ class Upstream:
             if self._closed:
                 raise RegistryDisconnected("the cache is being closed")
             if name not in self._repositories:
-                self._repositories[name] = connect(Reference.parse(f"{self._registry}/{name}")).origin
+                self._repositories[name] = self._registries.connect(Reference.parse(f"{self._registry}/{name}")).origin
             return self._repositories[name]
 
     def _or_kept(self, ask: Callable[[], T], kept: Callable[[], T]) -> T:
@@ -208,3 +265,12 @@ class Upstream:
                 return kept()
             except (RegistryNotFound, ContainerkitError):
                 raise error from None
+
+
+def _registry(name: str) -> str:
+    """As references have it."""
+    with suppress(InvalidReference):
+        found = Reference.parse(f"{name}/some/thing")
+        if found.repository == "some/thing":
+            return found.registry
+    raise RegistryConfigError(f"{name!r} is no registry", hint="write its host, as in registry.example.org:5000")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import ipaddress
 import os
+import tempfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
@@ -13,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 LIFE = dt.timedelta(days=30)
 SKEW = dt.timedelta(hours=1)
@@ -33,6 +36,11 @@ def make(directory: str, hosts: Iterable[str]) -> Pem:
     Those that are there already and will do stay: who trusts the authority need not be told again.
     """
     wanted = [_alternative(host) for host in hosts]
+    with _locked(directory):
+        return _make(directory, wanted)
+
+
+def _make(directory: str, wanted: list[x509.GeneralName]) -> Pem:
     made = Pem(*(os.path.join(directory, name) for name in ("ca.crt", "server.crt", "server.key")))
     if _will_do(made, wanted):
         return made
@@ -56,11 +64,21 @@ def make(directory: str, hosts: Iterable[str]) -> Pem:
         .sign(authority_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    return Pem(
-        _file(directory, "ca.crt", authority.public_bytes(pem)),
-        _file(directory, "server.crt", server.public_bytes(pem)),
-        _file(directory, "server.key", _private(server_key)),
-    )
+    _write(made.authority, authority.public_bytes(pem))
+    _write(made.key, _private(server_key))
+    _write(made.certificate, server.public_bytes(pem))  # last: with it the others are there, and fit
+    return made
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """One process at a time."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _will_do(made: Pem, wanted: list[x509.GeneralName]) -> bool:
@@ -119,9 +137,8 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _file(directory: str, name: str, content: bytes) -> str:
-    path = os.path.join(directory, name)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def _write(path: str, content: bytes) -> None:
+    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # its mode is 0600
     with open(fd, "wb") as file:
         file.write(content)
-    return path
+    os.rename(temporary, path)

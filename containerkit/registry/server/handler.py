@@ -17,6 +17,7 @@ from containerkit.image.reference import PATH, TAG
 from containerkit.registry.server.frame import IDLE, NUMBER, Frame, Refusal
 from containerkit.registry.server.refusals import refusal
 from containerkit.registry.server.storage import is_name
+from containerkit.registry.server.uploads import reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ SENDFILE = 1 << 30
 PAGE = 1000
 LARGEST_PAGE = 1 << 20  # bytes of referrers in one answer
 LONGEST_QUERY = 8192
+MOST_FIELDS = 100
 OK, CREATED, ACCEPTED, NO_CONTENT, PARTIAL = 200, 201, 202, 204, 206
 ROUTES = (
     ("base", re.compile(r"/v2/?")),
@@ -70,13 +72,18 @@ class Handler(Frame):
             self.refuse(refusal(error))
         except (ConnectionError, TimeoutError, BlockingIOError):
             self.close_connection = True
+            if self.server.closing:
+                reset(self.connection)
         except OSError as error:
             self.refuse(Refusal(500, "UNKNOWN", f"{type(error).__name__}: {error.strerror}"))
+        except Exception as error:  # noqa: BLE001 - a defect of ours is an answer, too, not a broken connection
+            self.refuse(Refusal(500, "UNKNOWN", type(error).__name__))
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
     def _method(self, route: Route) -> Callable[[Route], None]:
-        method: Callable[[Route], None] | None = getattr(self, f"_{self.command.lower()}_{route.kind}", None)
+        wanted = "get" if self.command == "HEAD" else self.command.lower()  # the same without the body
+        method: Callable[[Route], None] | None = getattr(self, f"_{wanted}_{route.kind}", None)
         if method is None:
             raise Refusal(405, "UNSUPPORTED", f"{self.command} is not for {route.kind}", Allow=_allowed(route.kind))
         if self.command not in ("GET", "HEAD") and not self.server.writable:
@@ -86,8 +93,11 @@ class Handler(Frame):
         return method
 
     def _route(self) -> Route:
-        parts = urlsplit(self.path)
-        self._parameters = parse_qs(parts.query[:LONGEST_QUERY], max_num_fields=100) if parts.query else {}
+        try:
+            parts = urlsplit(self.path)
+            self._parameters = parse_qs(parts.query[:LONGEST_QUERY], max_num_fields=MOST_FIELDS) if parts.query else {}
+        except ValueError as error:
+            raise Refusal(400, "UNSUPPORTED", "the address cannot be read") from error
         for kind, pattern in ROUTES:
             if found := pattern.fullmatch(parts.path):
                 values = found.groupdict()
@@ -104,8 +114,6 @@ class Handler(Frame):
 
     def _get_base(self, _: Route) -> None:
         self.answer(OK, b"{}", Content_Type="application/json")
-
-    _head_base = _get_base
 
     def _get_catalog(self, _: Route) -> None:
         self._list("repositories", self.server.storage.repositories(), "/v2/_catalog", {})
@@ -136,8 +144,6 @@ class Handler(Frame):
             self.answer(304, b"", **headers)
         else:
             self.answer(OK, manifest.body, Content_Type=manifest.media_type, **headers)
-
-    _head_manifest = _get_manifest
 
     def _put_manifest(self, route: Route) -> None:
         tags = list(dict.fromkeys(self._parameters.get("tag", [])))
@@ -199,8 +205,6 @@ class Handler(Frame):
             if self.command != "HEAD":
                 self._send_content(content, first, last - first + 1)
 
-    _head_blob = _get_blob
-
     def _range(self, size: int) -> tuple[int, int]:
         """The first and last byte that are asked for (RFC 9110 section 14.1.2): one range, or all."""
         found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", self.headers.get("Range", "").strip())
@@ -241,17 +245,16 @@ class Handler(Frame):
 
     def _post_uploads(self, route: Route) -> None:
         mount, digest = self._query("mount"), self._query("digest")
-        wanted = _digest(mount or digest) if mount or digest else None
-        if mount and wanted and self.server.mount(wanted, self._query("from"), route.name):
-            self._created(route.name, wanted)
+        if mount and self.server.mount(_digest(mount), self._query("from"), route.name):
+            self._created(route.name, _digest(mount))
             return
+        wanted = _digest(digest) if digest else None
         upload = self.server.storage.uploads.start(route.name)
-        if not digest or wanted is None:
+        if wanted is None:
             self._accepted(upload)
             return
         try:
-            with upload.claimed(self.connection) as fd:
-                self._finish(upload, fd, _digest(digest))
+            self._finish(upload, wanted)
         except BaseException:
             self.server.storage.uploads.forget(upload.id)  # nobody knows it
             raise
@@ -267,10 +270,7 @@ class Handler(Frame):
         upload = self.server.storage.uploads.find(route.name, route.target)
         if not self._query("digest"):
             raise Refusal(400, "DIGEST_INVALID", "the digest is missing")
-        digest = _digest(self._query("digest"))
-        with upload.claimed(self.connection) as fd:
-            self._check_order(upload)
-            self._finish(upload, fd, digest)
+        self._finish(upload, _digest(self._query("digest")))
 
     def _check_order(self, upload: Upload) -> None:
         """Chunks come in order (specification, "Pushing a blob in chunks")."""
@@ -288,9 +288,11 @@ class Handler(Frame):
         if wrong:
             raise Refusal(416, "BLOB_UPLOAD_INVALID", wrong, Location=_place(upload), Range=_held(upload))
 
-    def _finish(self, upload: Upload, fd: int, digest: Digest) -> None:
-        upload.write(fd, self.pieces())
-        self.server.storage.finish(upload, fd, digest)
+    def _finish(self, upload: Upload, digest: Digest) -> None:
+        with upload.claimed(self.connection) as fd:
+            self._check_order(upload)
+            upload.write(fd, self.pieces())
+            self.server.storage.finish(upload, fd, digest)
         self._created(upload.name, digest)
 
     def _get_upload(self, route: Route) -> None:
@@ -310,8 +312,10 @@ class Handler(Frame):
 
 
 def _allowed(kind: str) -> str:
-    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-    return ", ".join(method for method in methods if hasattr(Handler, f"_{method.lower()}_{kind}"))
+    methods = [
+        name for name in ("GET", "POST", "PUT", "PATCH", "DELETE") if hasattr(Handler, f"_{name.lower()}_{kind}")
+    ]
+    return ", ".join(methods).replace("GET", "GET, HEAD")
 
 
 def _place(upload: Upload) -> str:
@@ -344,8 +348,8 @@ def _referrer(manifest: Manifest) -> dict[str, Any]:
     """A descriptor of a manifest as the referrers API lists it."""
     document = json.loads(manifest.body)
     row: dict[str, Any] = {"mediaType": manifest.media_type, "digest": manifest.digest, "size": len(manifest.body)}
-    config = {} if manifest.media_type in INDEX_TYPES else document.get("config") or {}
-    if kind := document.get("artifactType") or config.get("mediaType"):
+    config = None if manifest.media_type in INDEX_TYPES else document.get("config")
+    if kind := document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None):
         row["artifactType"] = kind
     if annotations := document.get("annotations"):
         row["annotations"] = annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from containerkit.errors import (
     BlobUnknown,
     ContainerkitError,
@@ -25,7 +27,8 @@ class MissingPart(InvalidImage):
 def refusal(error: ContainerkitError) -> Refusal:
     """The answer that tells of ``error``."""
     status, code = _answer(error)
-    return Refusal(status, code, error.message)
+    wait = math.ceil(error.retry_after) if isinstance(error, RegistryError) else 0
+    return Refusal(status, code, error.message, **({"Retry_After": str(wait)} if wait else {}))
 
 
 def _answer(error: ContainerkitError) -> tuple[int, str]:

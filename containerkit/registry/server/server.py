@@ -20,6 +20,7 @@ from containerkit.image.model import INDEX_TYPES, Index
 from containerkit.registry.server.handler import Handler
 from containerkit.registry.server.refusals import MissingPart
 from containerkit.registry.server.storage import Directory, Manifest, is_name
+from containerkit.registry.server.uploads import cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.images import Images
     from containerkit.image.model import Descriptor
+    from containerkit.registry.client import Registries
     from containerkit.registry.server.cache import Fetch, Upstream
     from containerkit.registry.server.certificate import Pem
 
@@ -75,6 +77,7 @@ class RegistryServer(ThreadingHTTPServer):
         self.deletion = deletion
         self.upstream = upstream
         self.secure = False
+        self.closing = False
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         if ":" in address[0]:
@@ -168,12 +171,12 @@ class RegistryServer(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         """Close every connection and wait for their threads."""
+        self.closing = True
         TCPServer.server_close(self)
         with self._lock:
             connections = dict(self._open)
         for connection in connections:
-            with suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TLS, too: nothing more is sent
+            cut(connection)
         deadline = time.monotonic() + CLOSING
         for thread in connections.values():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -188,7 +191,7 @@ class Registry:
     With TLS ``certificates`` has the files of its authority, certificate and key.
     """
 
-    def __init__(self, server: RegistryServer, directory: str, *, temporary: bool, secure: bool) -> None:
+    def __init__(self, server: RegistryServer, directory: str, *, temporary: bool, names: tuple[str, ...] = ()) -> None:
         self._server = server
         self._temporary = temporary
         self._closing = threading.Lock()
@@ -197,7 +200,7 @@ class Registry:
         address, port = server.server_address[:2]
         shown = f"[{address!s}]" if ":" in str(address) else str(address)
         self.host = f"{shown}:{port}"
-        self.certificates: Pem | None = _encrypt(server, directory, str(address)) if secure else None
+        self.certificates: Pem | None = _encrypt(server, directory, (*names, str(address))) if names else None
         self._thread = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="containerkit-registry", daemon=True
         )
@@ -245,18 +248,22 @@ def serve(
     port: int = 0,
     users: Mapping[str, str] | None = None,
     tls: bool = False,
+    names: Iterable[str] = (),
     read_only: bool = False,
     deletion: bool = True,
     upstream: str = "",
     tag_life: float = TAG_LIFE,
+    registries: Registries | None = None,
 ) -> Registry:
     """Start a registry in this process, in threads of its own; port 0 takes any free one.
 
     Its content lies in ``directory``, or in a temporary one that goes with it; with ``images`` (a host's) it is those,
     read-only, and nothing is copied. ``users`` are passwords by user name
-    (Basic authentication). With ``tls`` it makes itself an authority and a certificate, which stay with the directory.
+    (Basic authentication). With ``tls`` it makes itself an authority and a certificate, which stay with the directory;
+    the certificate is for loopback, ``host`` and further ``names`` (or addresses) of this machine.
     With ``upstream`` (a registry's host) it is a read-through cache of that one: what is asked for is fetched once,
-    kept, and pushed to nobody; a tag is asked for again after ``tag_life`` seconds.
+    kept, and pushed to nobody; a tag is asked for again after ``tag_life`` seconds. ``registries`` says how that one is
+    reached (credentials, certificates), by default the machine's configuration.
 
     Raises ``OSError`` where it cannot listen there, :class:`Unsupported` where TLS wants the package cryptography.
     """
@@ -272,7 +279,7 @@ def serve(
         if upstream:
             from containerkit.registry.server.cache import Upstream
 
-            cache = Upstream(upstream, storage, tag_life)
+            cache = Upstream(upstream, storage, tag_life, registries)
         server = RegistryServer(
             (host, port),
             storage,
@@ -282,7 +289,7 @@ def serve(
             upstream=cache,
         )
         try:
-            return Registry(server, path, temporary=temporary, secure=tls)
+            return Registry(server, path, temporary=temporary, names=(*NAMES, *names) if tls else ())
         except BaseException:
             server.server_close()
             raise
@@ -292,7 +299,7 @@ def serve(
         raise
 
 
-def _encrypt(server: RegistryServer, directory: str, address: str) -> Pem:
+def _encrypt(server: RegistryServer, directory: str, names: Iterable[str]) -> Pem:
     """Speak TLS from now on."""
     try:
         from containerkit.registry.server.certificate import make
@@ -300,7 +307,7 @@ def _encrypt(server: RegistryServer, directory: str, address: str) -> Pem:
         raise Unsupported("a certificate cannot be made", remedy="pip install cryptography") from error
     own = os.path.join(directory, "tls")
     os.makedirs(own, mode=0o700, exist_ok=True)
-    pem = make(own, dict.fromkeys((*NAMES, address)))
+    pem = make(own, dict.fromkeys(names))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(pem.certificate, pem.key)

@@ -165,8 +165,11 @@ class Directory:
         return digest
 
     def tag(self, name: str, tag: str, digest: Digest) -> None:
-        """Point a tag to a manifest that is here."""
-        self._write(self._path(name, "_tags", tag), digest.encode())
+        """Point a tag to a manifest. Raises :class:`ManifestUnknown` where it is not here, or no more."""
+        with self._locked():
+            if not os.path.exists(self._path(name, "_manifests", _file(digest))):
+                raise _no_manifest(name, digest)
+            self._write(self._path(name, "_tags", tag), digest.encode())
 
     def tagged_at(self, name: str, tag: str) -> float:
         """When the tag was last set (seconds since 1970); 0 where there is none."""

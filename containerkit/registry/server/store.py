@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from containerkit.errors import BlobUnknown, ManifestUnknown, RegistryNotFound
+from containerkit.errors import BlobUnknown, ImageNotFound, ManifestUnknown, RegistryNotFound
 from containerkit.image.blobs import BlobStore
 from containerkit.image.reference import OFFICIAL, Reference
 from containerkit.registry.server.storage import Directory, Manifest
@@ -34,7 +35,9 @@ class Store(Directory):
             for text in image.names:
                 reference = Reference.parse(text)
                 if name in (reference.repository, reference.repository.removeprefix(OFFICIAL)):
-                    found[reference.tag or image.digest] = image
+                    with suppress(ImageNotFound):  # just removed
+                        named = self._images.get(text)  # each name has a manifest of its own
+                        found[reference.tag or named.digest] = named
         return found
 
     def manifest(self, name: str, target: str) -> Manifest:

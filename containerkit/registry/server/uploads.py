@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import socket
+import struct
 import threading
 import time
 import uuid
@@ -116,8 +117,8 @@ class Upload:
         with self._guard:
             before, self._writer = self._writer, writer
         if before is not None:
-            with suppress(OSError):
-                before.shutdown(socket.SHUT_RDWR)
+            reset(before)
+            cut(before)
         if not self._writing.acquire(timeout=PATIENCE):
             raise _busy(self.id)
         try:
@@ -157,6 +158,18 @@ class Upload:
         if actual != digest or os.fstat(fd).st_nlink == 0:
             self._uploads.forget(self.id)
             raise DigestMismatch(f"the blob hashes to {actual}", expected=digest, actual=actual)
+
+
+def cut(connection: socket.socket) -> None:
+    """End a connection that another thread uses: it neither receives nor sends any more, and what is left is lost."""
+    with suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS's own would have the rest read as plain text
+
+
+def reset(connection: socket.socket) -> None:
+    """Have its closing reset it: a client that is sending to a closed window hears of nothing less."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def unknown(identity: str) -> RegistryNotFound:
