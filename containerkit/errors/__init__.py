@@ -27,7 +27,7 @@
      │    │    └── UnsafeEntry                    an entry that would leave the root
      │    ├── LimitExceeded (ValueError)          beyond a stated limit: limit, allowed, found
      │    │    ├── DocumentTooLarge (SizeMismatch)  a manifest, index or config
-     │    │    ├── ImageTooLarge                  all layers together, their number, members of an archive, indexes in indexes
+     │    │    ├── ImageTooLarge                  all layers, their number, archive members, nested indexes
      │    │    └── LayerTooLarge (LayerError)
      │    │         ├── TooManyEntries
      │    │         ├── PathTooLong
