@@ -143,7 +143,9 @@ def _own(container: Container) -> str:
 
 def _pack(container: Container, blobs: BlobStore, compression: str, epoch: int | None, *, pause: bool) -> Packed | None:
     """The writable layer as a blob; None where nothing was changed."""
+    from containerkit.image.changes import tree_differs, upper_differs
     from containerkit.image.difflayer import tree_layer, upper_layer
+    from containerkit.image.merged import MergedView
     from containerkit.image.pack import pack
 
     with ExitStack() as stack:
@@ -151,13 +153,16 @@ def _pack(container: Container, blobs: BlobStore, compression: str, epoch: int |
         own = _own(container)
         if pause and container.status == "running":
             stack.enter_context(_paused(container))
-        if not own or not diff(container):
+        lowers = container.record.lowers
+        if not own:
             return None
         if container.record.clone:
-            pieces = tree_layer(container.record.lowers[0], own, epoch=epoch, leave_out=MOUNT_POINTS)
+            differs = tree_differs(lowers[0], own, leave_out=MOUNT_POINTS)
+            pieces = tree_layer(lowers[0], own, epoch=epoch, leave_out=MOUNT_POINTS)
         else:
+            differs = upper_differs(own, MergedView(lowers), leave_out=MOUNT_POINTS)
             pieces = upper_layer(own, epoch=epoch, leave_out=MOUNT_POINTS)
-        return pack(pieces, blobs, compression)
+        return pack(pieces, blobs, compression) if differs else None
 
 
 @contextmanager

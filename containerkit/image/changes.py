@@ -64,6 +64,19 @@ def tree_changes(old: str, new: str, *, leave_out: Collection[bytes] = ()) -> It
     yield from found
 
 
+def upper_differs(upper: str, view: MergedView, *, leave_out: Collection[bytes] = ()) -> bool:
+    """Whether :func:`upper_changes` would tell of anything; looks no further than the first change."""
+    with Walk(upper) as walk:
+        return next(Comparison(view, leave_out=leave_out).run(walk), None) is not None
+
+
+def tree_differs(old: str, new: str, *, leave_out: Collection[bytes] = ()) -> bool:
+    """Whether :func:`tree_changes` would tell of anything; looks at names of one inode last."""
+    with Walk(new) as walk:
+        first = next(Comparison(MergedView([old]), whole=True, leave_out=leave_out).run(walk), None)
+    return first is not None or next(tree_changes(old, new, leave_out=leave_out), None) is not None
+
+
 class _Below:
     """A directory that is being compared, and what lies below it."""
 

@@ -130,13 +130,15 @@ class Images(Workbench):
         finally:
             remote.close()
 
-    def push(self, name: str, *, progress: Show = None, compression: str | None = None) -> Digest:
+    def push(
+        self, name: str, *, tags: Iterable[str] = (), progress: Show = None, compression: str | None = None
+    ) -> Digest:
         """Send the image of this name to the registry that the name says; gives the manifest's digest there.
 
-        What the registry has is not sent again, also where it is known to have it in another repository. ``progress``
+        ``tags`` are more tags that it gets in the same repository. What the registry has is not sent again, also where it is known to have it in another repository. ``progress``
         is as for :meth:`pull`. With ``compression`` (``gzip`` or ``zstd``), layers that are here uncompressed are
         compressed on their way, and the digest is another than the image's here.
-        Raises :class:`ImageNotFound` and :class:`RegistryError`.
+        Raises :class:`ImageNotFound`, :class:`InvalidReference` and :class:`RegistryError`.
         """
         from containerkit.image.blobs import BlobStore
         from containerkit.image.leases import lease, touch
@@ -144,6 +146,7 @@ class Images(Workbench):
         from containerkit.image.pushing import known_places, push_image
 
         reference = Reference.parse(name)
+        also = [Reference.parse(f"{reference.registry}/{reference.repository}:{tag}") for tag in tags]
         with lease(self._state), shown(progress, reference.familiar) as watcher:
             image = self.hold(name)
             touch(self._state, image.id)
@@ -154,6 +157,7 @@ class Images(Workbench):
                     BlobStore(self._state.root),
                     remote,
                     reference,
+                    also=also,
                     progress=watcher,
                     elsewhere=known_places(reference, remote, state=self._state),
                     compression=compression,

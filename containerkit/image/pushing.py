@@ -38,21 +38,26 @@ def push_image(
     remote: Remote,
     reference: Reference,
     *,
+    also: Iterable[Reference] = (),
     progress: Watcher | None = None,
     elsewhere: Elsewhere | None = None,
     compression: str | None = None,
 ) -> Digest:
     """Send the image or index ``root`` to a registry, and give its digest there.
 
-    With ``compression`` (``gzip`` or ``zstd``) its plain layers are compressed on their way, in one pass; then its
-    digest is another. Raises as :func:`~containerkit.image.transfer.copy_image` does, :class:`InvalidImage` for another
-    compression.
+    ``also`` are more names that it gets, of the same repository. With ``compression`` (``gzip`` or ``zstd``) its plain
+    layers are compressed on their way, in one pass; then its digest is another. Raises as
+    :func:`~containerkit.image.transfer.copy_image` does, :class:`InvalidImage` for another compression.
     """
     pack = None
     if compression is not None:
         pack = Packer(remote, compression, _sent_before(root, source, remote, reference, compression))
     body = copy_image(root, source, remote, progress=progress, elsewhere=elsewhere, pack=pack)
-    return remote.put_manifest(reference, media_type_of(body, root.media_type) if pack else root.media_type, body)
+    media_type = media_type_of(body, root.media_type) if pack else root.media_type
+    digest = remote.put_manifest(reference, media_type, body)
+    for each in also:
+        remote.put_manifest(each, media_type, body)
+    return digest
 
 
 def known_places(

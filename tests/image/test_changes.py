@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from containerkit.errors import LayerError
-from containerkit.image.changes import Comparison, tree_changes, upper_changes
+from containerkit.image.changes import Comparison, tree_changes, tree_differs, upper_changes, upper_differs
 from containerkit.image.difflayer import tree_layer, upper_layer
 from containerkit.image.merged import MergedView
 from containerkit.image.walk import Walk
@@ -190,6 +190,7 @@ def test_the_layer_between_two_trees_makes_one_of_the_other(
         layer = extract(tar, f"{top}/layer", (before,))
         assert merged(layer, before) == snapshot(after)
         assert list(tree_changes(before, before)) == []
+        assert not tree_differs(before, before)
         assert sum(1 for _ in tarfile.open(fileobj=io.BytesIO(joined(tree_layer(after, after))))) == 0
 
 
@@ -213,6 +214,8 @@ def test_an_upper_directory_and_its_layer_show_the_same(
             subprocess.run(["cp", "-a", ".", f"{top}/merged"], cwd=root, check=True)
         if not any(node.kind == "hard" for node in old.values()):  # a copy-up tears links apart: both names change
             assert changes == list(tree_changes(before, f"{top}/merged"))
+            assert tree_differs(before, f"{top}/merged") == bool(changes)
+        assert upper_differs(f"{top}/upper", MergedView([before])) == bool(changes)
 
 
 def change(root: str, old: dict[str, Node], new: dict[str, Node], *, again: bool) -> None:
@@ -393,6 +396,7 @@ def test_content_alone_can_tell(directory: str) -> None:
     old = build(f"{directory}/old", {"a": Node("file", b"1"), "b": Node("file", b"1")})
     new = build(f"{directory}/new", {"a": Node("file", b"2"), "b": Node("file", b"1")})
     assert list(map(str, tree_changes(old, new))) == ["C /a"]
+    assert tree_differs(old, new)
 
 
 def test_what_is_left_out_leaves_no_trace(directory: str) -> None:
@@ -400,6 +404,8 @@ def test_what_is_left_out_leaves_no_trace(directory: str) -> None:
     upper = upper_of(directory, lower, "mkdir proc; touch d1/hosts; touch n")
     out = {b"proc", b"d1/hosts"}
     assert list(map(str, upper_changes(upper, MergedView([lower]), leave_out=out))) == ["A /n"]
+    assert upper_differs(upper, MergedView([lower]), leave_out=out)
+    assert not upper_differs(upper, MergedView([lower]), leave_out=[*out, b"n"])
     with tarfile.open(fileobj=io.BytesIO(joined(upper_layer(upper, leave_out=out)))) as tar:
         assert tar.getnames() == [".", "d1", "n"]
 

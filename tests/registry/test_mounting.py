@@ -12,6 +12,7 @@ from containerkit.errors import (
     BlobNotFound,
     DigestMismatch,
     InvalidImage,
+    InvalidReference,
     RegistryRejected,
     RegistryUnavailable,
     UnexpectedResponse,
@@ -93,6 +94,18 @@ def test_what_another_name_has_there_is_mounted(images: Images, tmp_path: Path, 
     proxy.lines.clear()
     images.push(two)
     assert verbs(proxy, "POST") == []
+
+
+def test_more_tags_cost_a_manifest_each(images: Images, tmp_path: Path, proxy: CountingProxy) -> None:
+    name = f"{proxy.host}/tags{os.getpid()}:1.2.3"
+    made = bring(images, tmp_path, name)
+    images.push(name, tags=["1.2", "latest"])
+    blobs, manifests = (sum(f"/{kind}/" in put for put in verbs(proxy, "PUT")) for kind in ("blobs", "manifests"))
+    assert (blobs, manifests) == (3, 3)
+    for tag in ("1.2.3", "1.2", "latest"):
+        assert skopeo("inspect", "--raw", f"docker://{name.rpartition(':')[0]}:{tag}") == made.manifest
+    with pytest.raises(InvalidReference):
+        images.push(name, tags=["no tag"])
 
 
 def test_a_mount_that_is_not_done_becomes_an_upload(images: Images, tmp_path: Path, proxy: CountingProxy) -> None:
