@@ -136,8 +136,8 @@ class Images(Workbench):
         """Send the image of this name to the registry that the name says; gives the manifest's digest there.
 
         ``tags`` are more tags that it gets in the same repository. What the registry has is not sent again, also where
-        it is known to have it in another repository. ``progress`` is as for :meth:`pull`. With ``compression`` (``gzip``
-        or ``zstd``), layers that are here uncompressed are compressed on their way, and the digest is another than the
+        it is known to have it in another repository. ``progress`` is as for :meth:`pull`. With ``compression``
+        (``gzip`` or ``zstd``), layers that are here uncompressed are compressed on their way, and the digest is not the
         image's here.
         Raises :class:`ImageNotFound`, :class:`InvalidReference` and :class:`RegistryError`.
         """
