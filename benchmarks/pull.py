@@ -58,7 +58,7 @@ def make_layout(directory: str, megabytes: int) -> list[str]:
         part = names[number * len(names) // LAYERS : (number + 1) * len(names) // LAYERS]
         plain = os.path.join(directory, "plain.tar")
         command = ["tar", "-C", "/", "--null", "--no-recursion", "-T", "-", "-cf", plain]
-        text = "\0".join(name.lstrip("/") for name in part)
+        text = "\0".join(name.lstrip("/") for name in (*parents(part[0]), *part))  # builders put them first, too
         subprocess.run(command, input=text.encode(errors="surrogateescape"), check=True)
         with open(plain, "rb") as file:
             diff_ids.append("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
@@ -80,6 +80,12 @@ def make_layout(directory: str, megabytes: int) -> list[str]:
     size = sum(layer["size"] for layer in layers)
     print(f"{LAYERS} layers, {len(names)} entries, {size / 1e6:.0f} MB compressed")
     return paths
+
+
+def parents(path: str) -> list[str]:
+    """The directories above a path, the topmost first."""
+    above = os.path.dirname(path)
+    return [*parents(above), above] if above != "/" else []
 
 
 def _store(blobs: str, path: str, media_type: str) -> dict[str, Any]:
