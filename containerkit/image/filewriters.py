@@ -22,12 +22,12 @@ import socket
 import sys
 import threading
 from collections import deque
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError
-from containerkit.image.writer_process import CONTENT, MEMORY, REPORT, ROWS, SLAB, SOCKET, TASK
-from containerkit.linux.process import pidfd_open
+from containerkit.image.writer_process import CONTENT, HELLO, MEMORY, REPORT, ROWS, SLAB, SOCKET, TASK
+from containerkit.linux.process import ended, pidfd_open, pidfd_send_signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MOST_PROCESSES = 4
 SMALLEST = 16 << 20
+LONGEST_START = 10.0  # seconds
 SLABS = 8  # more than layers side by side: each may hold one that it is still filling
 MOST_PENDING = 4096  # names that one layer remembers before it waits for them
 _ROW_COST = 96  # bytes of a row besides its names, at most
@@ -69,11 +70,14 @@ def writers(size: int) -> Iterator[FileWriters | None]:
     They need a second processor, and some 25 ms of one for each process's start.
     """
     processors = len(os.sched_getaffinity(0))
-    made: FileWriters | None = None
-    if size >= SMALLEST and processors > 1:
+    interpreter = bool(sys.executable) and not getattr(sys, "frozen", False)
+    if size < SMALLEST or processors == 1 or not interpreter:
+        yield None
+        return
+    with ExitStack() as stack:
+        made: FileWriters | None = None
         with suppress(OSError):
-            made = FileWriters(min(processors, MOST_PROCESSES))
-    with made or nullcontext():
+            made = stack.enter_context(FileWriters(min(processors, MOST_PROCESSES)))
         yield made
 
 
@@ -87,34 +91,53 @@ class FileWriters:
         self.changed = threading.Condition()
         self._free = deque(range(SLABS))
         self._sent: dict[int, LayerFiles] = {}
+        self._up, self._count = 0, count
+        #: Whether a process was lost; then all have ended, and nothing more is written.
         self.lost = False
+        self._processes: list[tuple[int, int]] = []
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._thread = threading.Thread(target=self._collect, name="containerkit-written", daemon=True)
         shared = os.memfd_create("files", os.MFD_CLOEXEC)
         try:
             os.ftruncate(shared, SLABS * SLAB)
             self._memory = mmap.mmap(shared, 0)
-            self._processes = [_spawn(theirs.fileno(), shared) for _ in range(count)]
+            for _ in range(count):
+                self._processes.append(_spawn(theirs.fileno(), shared))
+            theirs.close()  # so that the socket ends with the processes
+            self._thread.start()
         except BaseException:
-            self._socket.close()
+            self._end()
             raise
         finally:
             theirs.close()
             os.close(shared)
-        self._thread = threading.Thread(target=self._collect, name="containerkit-written", daemon=True)
-        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._socket.close()
-        for pid, pidfd in self._processes:
-            with suppress(ChildProcessError):  # the caller's own waitpid(-1) was faster
-                os.waitpid(pid, 0)
-            os.close(pidfd)
+        self._end()
         self._memory.close()
+
+    def _end(self) -> None:
+        try:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            if self._thread.ident is not None:
+                self._thread.join()
+        finally:
+            self._socket.close()
+            while self._processes:
+                pid, pidfd = self._processes.pop()
+                with suppress(ChildProcessError):  # the caller's own waitpid(-1) was faster
+                    os.waitpid(pid, 0)
+                os.close(pidfd)
+
+    def ready(self) -> bool:
+        """Wait until the processes serve; False where one does not: what runs here may be no interpreter."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._up == self._count or self.lost, LONGEST_START)
+            return self._up == self._count and not self.lost
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -140,7 +163,7 @@ class FileWriters:
         with self.changed:
             self._check()
             self._sent[slab.number] = owner
-        with suppress(BrokenPipeError):  # all of them are gone, which the thread sees too
+        with suppress(BrokenPipeError, ConnectionResetError):  # they are gone, which the thread sees too
             self._socket.send(TASK.pack(slab.number, slab.size, length), socket.MSG_NOSIGNAL)
 
     def _check(self) -> None:
@@ -152,19 +175,35 @@ class FileWriters:
         poll.register(self._socket, select.POLLIN)
         for _, pidfd in self._processes:
             poll.register(pidfd, select.POLLIN)
-        ended = False
-        while not ended:
-            ready = {fd for fd, _ in poll.poll()}
-            report = self._socket.recv(REPORT.size) if self._socket.fileno() in ready else None
-            ended = report == b"" or report is None
+        try:
+            while report := self._report({fd for fd, _ in poll.poll()}):
+                self._note(*REPORT.unpack(report))
+        finally:
+            for _, pidfd in self._processes:  # whoever cleans up after this must not meet one that still writes
+                pidfd_send_signal(pidfd, signal.SIGKILL)
+            for _, pidfd in self._processes:
+                ended(pidfd, None)
             with self.changed:
-                if report:
-                    number, failure, row = REPORT.unpack(report)
-                    self._free.append(number)
-                    self._sent.pop(number).written(number, failure, row)
-                else:
-                    self.lost = True
+                self.lost = True
                 self.changed.notify_all()
+
+    def _report(self, ready: set[int]) -> bytes:
+        """The next one; empty where a process has ended, or this object's end has come."""
+        if self._socket.fileno() not in ready:
+            return b""
+        try:
+            return self._socket.recv(REPORT.size)
+        except OSError:  # reset: all have ended before they had read everything
+            return b""
+
+    def _note(self, number: int, failure: int, row: int) -> None:
+        with self.changed:
+            if number == HELLO:
+                self._up += 1
+            else:
+                self._free.append(number)
+                self._sent.pop(number).written(number, failure, row)
+            self.changed.notify_all()
 
 
 class Slab:
@@ -302,4 +341,9 @@ def _spawn(theirs: int, memory: int) -> tuple[int, int]:
     finally:
         for fd in (null, *high):
             os.close(fd)
-    return pid, pidfd_open(pid)
+    try:
+        return pid, pidfd_open(pid)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise

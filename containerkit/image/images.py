@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from containerkit.errors import InvalidReference
+from containerkit.errors import ImageNotFound, InvalidReference
 from containerkit.image.image import Image
 from containerkit.image.reference import Reference
 from containerkit.image.rows import COLUMNS, Found, by_id, find, names_of, stored_name
@@ -294,14 +294,17 @@ class Images(Workbench):
         (:func:`~containerkit.image.gc.bringing_in`). Raises what :meth:`pull` raises.
         """
         from containerkit.image.platform import parse
-        from containerkit.image.record import record_image
+        from containerkit.image.record import record_image, row_of
 
         wanted = parse(platform) if isinstance(platform, str) else platform
         installer = self._installer(source, label, platform=wanted, progress=progress, unpack=_at_once(unpack))
         installed = installer.install(descriptor, body)
         record_image(self._state, installed, names)
         database = self._state.database
-        row = by_id(database, installed.id)
+        try:
+            row = by_id(database, installed.id)
+        except ImageNotFound:  # somebody has removed it again
+            row = row_of(installed)
         meant = (*row[:1], installed.manifest, installed.media_type, *row[3:5], installed.size, row[6])
         return Image(self._state.root, meant, names_of(database, installed.id))
 

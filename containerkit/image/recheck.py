@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from containerkit.errors import BlobNotFound
 from containerkit.image.blobs import BlobStore
 from containerkit.image.compression import decompressed
 from containerkit.image.drivers import choose
@@ -107,7 +108,10 @@ class _Check:
                     return  # what lies above holds this one, too, and nobody can say how that should be
                 self._good[chain_id] = stored
             elif chain_id not in self._good:
-                self._compare(image, layer, lowers, stored)
+                try:
+                    self._compare(image, layer, lowers, stored)
+                except BlobNotFound:
+                    return  # the image was removed meanwhile
             lowers.insert(0, self._good[chain_id])
 
     def _compare(self, image: str, layer: Layer, lowers: list[str], stored: str) -> None:

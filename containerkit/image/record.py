@@ -30,7 +30,7 @@ def record_image(state: State, installed: Installed, names: Sequence[str]) -> bo
     if _is_there(state, installed, names):
         touch(state, installed.id, every=_HOUR)
         return False
-    row = (*installed[:4], json.dumps(installed.layers), *installed[5:])
+    row = row_of(installed)
     with state.transaction() as database:
         database.execute(
             f"INSERT INTO images ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "  # noqa: S608
@@ -40,6 +40,11 @@ def record_image(state: State, installed: Installed, names: Sequence[str]) -> bo
         for name in names:
             give_name(database, name, row)
     return True
+
+
+def row_of(installed: Installed) -> Row:
+    """What :func:`record_image` writes for it, if nothing of it is there."""
+    return (*installed[:4], json.dumps(installed.layers), *installed[5:])
 
 
 def _is_there(state: State, installed: Installed, names: Sequence[str]) -> bool:

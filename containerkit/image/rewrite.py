@@ -78,8 +78,10 @@ def rewritten(body: bytes, changes: Mapping[Digest, Descriptor]) -> bytes:
     changed = [(row, changes[row["digest"]]) for row in rows if row["digest"] in changes]
     for row, now in changed:
         row.pop("data", None)
-        row |= {"mediaType": now.media_type, "digest": now.digest, "size": now.size}
-    if any(now.media_type in _OCI.values() or now.media_type.startswith(OCI_LAYER) for _, now in changed):
+        # Documents may share a layer that each calls by its own family's name.
+        own = oci_type(now.media_type) if str(row.get("mediaType")).startswith(OCI_LAYER) else now.media_type
+        row |= {"mediaType": own, "digest": now.digest, "size": now.size}
+    if any(row["mediaType"] in _OCI.values() or row["mediaType"].startswith(OCI_LAYER) for row, _ in changed):
         _say_as_oci(document)
     return encode(document) if changed else body
 

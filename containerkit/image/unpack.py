@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import ContentMismatch, DigestMismatch, LayerError
@@ -161,7 +162,7 @@ class LayerInstaller:
         try:
             self._driver.start(tree, lowers[0] if lowers else None)
             with self._driver.extractor(tree, lowers if knows_lowers else None) as extractor:
-                if self.writers is not None:
+                if self.writers is not None and self.writers.ready():
                     extractor.hand_files_to(self.writers)
                 plain = decompressed(read, self._limits(layer), lambda size: self._meter.set(layer.chain_id, size))
                 with ReadAhead(plain, layer.diff_id.hasher()) as ahead:
@@ -173,10 +174,11 @@ class LayerInstaller:
             if not self._layers.commit(tree, layer.chain_id):
                 self._driver.remove(tree)
         except BaseException:
-            self._driver.remove(tree)
+            with suppress(OSError):  # what remains, a collection removes; the cause is what matters
+                self._driver.remove(tree)
+                os.rmdir(temporary)
             raise
-        finally:
-            os.rmdir(temporary)
+        os.rmdir(temporary)
 
 
 def _of_blob(error: ContentMismatch, layer: Layer) -> bool:

@@ -21,6 +21,8 @@ SOCKET, MEMORY = 3, 4
 TASK = struct.Struct("=III")
 #: Number of the slab, errno or 0, and the row that failed.
 REPORT = struct.Struct("=III")
+#: The number of no slab: said once, by a process that is up.
+HELLO = 0xFFFFFFFF
 #: Content and rows of one slab.
 CONTENT, ROWS = 1 << 20, 256 << 10
 SLAB = CONTENT + ROWS
@@ -40,6 +42,7 @@ def main() -> None:
     with mmap.mmap(MEMORY, 0) as memory, memoryview(memory) as view:
         os.close(MEMORY)
         try:
+            os.write(SOCKET, REPORT.pack(HELLO, 0, 0))
             while task := os.read(SOCKET, TASK.size):
                 os.write(SOCKET, _serve(view, *TASK.unpack(task)))
         except (BrokenPipeError, ConnectionResetError):

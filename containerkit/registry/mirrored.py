@@ -9,13 +9,21 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from containerkit.errors import ContainerkitError, ContentMismatch, ImageError, RegistryError, SizeMismatch
+from containerkit.errors import (
+    ContainerkitError,
+    ContentMismatch,
+    ImageError,
+    RegistryError,
+    SizeMismatch,
+    UnexpectedResponse,
+)
 from containerkit.image.digest import Digest
 from containerkit.image.stream import read_verified
+from containerkit.registry import failures
 from containerkit.registry.bodies import content_length, number
 from containerkit.registry.ranges import open_blob
 from containerkit.registry.repository import DOCUMENT_TYPES
-from containerkit.registry.streams import PARTIAL_CONTENT, Download, end_of_range
+from containerkit.registry.streams import PARTIAL_CONTENT, Download, end_of_range, starts_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -136,6 +144,10 @@ class Mirrored:
             nonlocal due
             response = repository.fetch(descriptor, at, length)
             due = end_of_range(response, descriptor.size)
+            if response.status_code == PARTIAL_CONTENT and not (starts_at(response, at) and due > at):
+                response.close()
+                message = f"{repository.transport.root} gives another part of {descriptor.digest} than asked for"
+                raise UnexpectedResponse(message, url=failures.public(response.url), status=PARTIAL_CONTENT)
             if _other_length(response, descriptor.size):
                 response.close()
                 message = f"{repository.transport.root} has {descriptor.digest} in another size"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 PROTOCOL = b"HTTP/"
+SWITCHING, OK = 101, 200
 LONGEST_HEAD = 1 << 20
 
 
@@ -137,6 +138,11 @@ def _paced(pools: Mapping[str, type[HTTPConnectionPool]], pace: Pace) -> dict[st
             self.fp.close()
             self.fp = Lines(Paced(sock, pace))
             self.connection = sock
+
+        def _read_status(self) -> tuple[str, int, str]:
+            # http.client skips 100 alone, and takes any other interim answer for the last word (RFC 9110, 15.2).
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            return version, 100 if SWITCHING < status < OK else status, reason
 
         def begin(self) -> None:
             super().begin()

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import RegistryDisconnected, RegistryError, RegistryTimeout
+from containerkit.errors import RegistryDisconnected, RegistryError, RegistryTimeout, UnexpectedResponse
 from containerkit.registry.streams import CHUNK, Bytes, Download
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1 << 20
 LONGEST_SAMPLE = 1.0  # seconds
+RANGE_NOT_SATISFIABLE = 416
 PATIENCE = 5.0  # seconds that closing waits for a connection to end
 
 
@@ -105,13 +106,23 @@ class SideBySide(Bytes):
         self._next = offset + lanes.ranges.piece
         self._present: Download | None = None
         try:
-            self._present = part(offset, self._next)
+            self._present = self._first(offset)
         except BaseException:
             self.close()
             raise
-        if not self._present.in_ranges:
+        if self._slow is None and not self._present.in_ranges:
             self._present.stretch()
             self._slow, self._next = False, size
+
+    def _first(self, offset: int) -> Download:
+        """The first range; all of it from a server that makes nothing of ranges, or wrong ones."""
+        try:
+            return self._part(offset, self._next)
+        except RegistryError as error:
+            if not (isinstance(error, UnexpectedResponse) or error.status == RANGE_NOT_SATISFIABLE):
+                raise
+        self._slow, self._next = False, self._size
+        return self._part(offset, None)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """``size`` bytes, fewer at the end; empty only there."""

@@ -201,8 +201,8 @@ class Download(Bytes):
         offset = self._position
         self._skip, self._until = 0, self._size
         if response.status_code == PARTIAL_CONTENT:
-            place, _, total = response.headers.get("Content-Range", "").partition("/")
-            here = place.startswith(f"bytes {offset}-")
+            total = response.headers.get("Content-Range", "").partition("/")[2]
+            here = starts_at(response, offset)
             if here and number(total) not in (None, self._size):
                 raise self._mismatch(total)
             self._until = end_of_range(response, self._size)
@@ -224,6 +224,11 @@ class Download(Bytes):
         if self._response is not None:
             self._response.close()
             self._response = None
+
+
+def starts_at(response: Response, offset: int) -> bool:
+    """Whether a partial answer says that it begins at ``offset``."""
+    return bool(response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"))
 
 
 def end_of_range(response: Response, size: int) -> int:

@@ -168,6 +168,55 @@ def test_a_lost_process_is_an_error_and_no_standstill(directory: str) -> None:
                 extractor.unpack(TarReader(lambda: next(feed, b"")))
 
 
+def test_processes_that_die_together_are_an_error_too(directory: str) -> None:
+    with FileWriters(2) as helpers:
+        assert helpers.ready()
+        for pid in helpers.pids:
+            os.kill(pid, signal.SIGSTOP)
+
+        def pieces() -> Iterator[bytes]:
+            tar = make_tar([member(f"{number}", os.urandom(50_000)) for number in range(100)])
+            yield tar
+            for pid in helpers.pids:
+                os.kill(pid, signal.SIGKILL)
+
+        feed = pieces()
+        os.mkdir(f"{directory}/layer")
+        with Extractor(f"{directory}/layer") as extractor:
+            extractor.hand_files_to(helpers)
+            with pytest.raises(KernelError, match="helper process"):
+                extractor.unpack(TarReader(lambda: next(feed, b"")))
+
+
+def test_a_process_that_cannot_be_made_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def spawn(*fds: int) -> tuple[int, int]:
+        if made:
+            raise BlockingIOError
+        made.append(real(*fds))
+        return made[0]
+
+    real = filewriters._spawn
+    monkeypatch.setattr(filewriters, "_spawn", spawn)
+    with writers(1 << 30) as helpers:
+        assert helpers is None
+    assert not os.path.exists(f"/proc/{made[0][0]}")
+
+
+@pytest.mark.parametrize("executable", ["", "/bin/true", "/bin/cat"])
+def test_what_runs_here_may_be_no_interpreter(monkeypatch: pytest.MonkeyPatch, directory: str, executable: str) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(filewriters, "SMALLEST", 0)
+    os.makedirs(f"{directory}/root/bin")
+    with open(f"{directory}/root/bin/file", "wb") as file:
+        file.write(b"content")
+    host = ck.Host(root=f"{directory}/state")
+    image = host.images.import_rootfs(f"{directory}/root", tag="base:1")
+    with open(f"{image.lowers[0]}/bin/file", "rb") as file:
+        assert file.read() == b"content"
+
+
 OWNER = """\
 import sys, time
 sys.path.insert(0, sys.argv[1])

@@ -78,6 +78,7 @@ ANSWERS: dict[str, tuple[Action, type[Exception] | None]] = {
     "headers without end": (endless(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n" * 1000), UnexpectedResponse),
     "interim answers without end": (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), UnexpectedResponse),
     "an interim answer": (raw(b"HTTP/1.1 100 Continue\r\n\r\n", head(200, GOOD), BODY), None),
+    "early hints": (raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", head(200, GOOD), BODY), None),
     "a document without end": (endless(head(200, PLAIN), b" " * 10**5), DocumentTooLarge),
     "an error page without end": (endless(head(500, {}), b" " * 10**5), RegistryUnavailable),
     "numbers that are none": (

@@ -220,6 +220,19 @@ def test_the_last_error_says_what_mirrors_did(faulty: Faulty, mirror: Faulty, re
     assert any(mirror.host in note and "500" in note for note in caught.value.__notes__)
 
 
+def test_a_mirror_that_gives_another_part_is_passed_over(
+    faulty: Faulty, mirror: Faulty, registries: Registries
+) -> None:
+    content = os.urandom(BIG)
+    descriptor = Descriptor(OCI_LAYER, Digest.of(content), BIG)
+    path = f"/v2/{NAME}/blobs/{descriptor.digest}"
+    mirror.on("GET", path, raw(head(206, {"content_length": "5", "content_range": f"bytes 7-11/{BIG}"}), b"wrong"))
+    faulty.on("GET", path, whole(content))
+    with registries.connect(Reference.parse(f"{faulty.host}/{NAME}")) as source, source.open(descriptor) as stream:
+        assert stream.read() == content
+    assert any("another part" in failure for failure in registries.mirror_failures)
+
+
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_a_mirror_that_breaks_off_is_gone_on_from(
     side_by_side: bool, faulty: Faulty, mirror: Faulty, second: Faulty, registries: Registries
