@@ -193,6 +193,7 @@ class _Copy:
         self._packed: dict[Digest, Descriptor] = {}
         self._cancelled = threading.Event()
         self._failures: list[BaseException] = []
+        self._streams: list[Counted] = []  # also those that are closed
 
     def run(self) -> None:
         """Do them all."""
@@ -232,6 +233,8 @@ class _Copy:
                     future.result()
             except BaseException as error:
                 self._cancelled.set()
+                for stream in tuple(self._streams):
+                    stream.interrupt()
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, Exception) and self._failures:
                     raise self._failures[0] from None
@@ -297,8 +300,9 @@ class _Copy:
         return True
 
     def _open(self, blob: Descriptor) -> BinaryIO:
-        stream = self._tree.source.open(blob)
-        return cast("BinaryIO", Counted(stream, blob, self._meterer, self._cancelled))
+        stream = Counted(self._tree.source.open(blob), blob, self._meterer, self._cancelled)
+        self._streams.append(stream)
+        return cast("BinaryIO", stream)
 
 
 class Counted:
@@ -335,6 +339,12 @@ class Counted:
         """Go back to the beginning, and count anew."""
         self._meterer.again(self._blob)
         return self._stream.seek(offset, whence)
+
+    def interrupt(self) -> None:
+        """Have a read that waits, in another thread, fail, where the stream can do so."""
+        interrupt = getattr(self._stream, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
 
     def close(self) -> None:
         """Close the stream."""

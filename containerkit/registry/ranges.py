@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAMPLE = 1 << 20
 LONGEST_SAMPLE = 1.0  # seconds
 RANGE_NOT_SATISFIABLE = 416
-PATIENCE = 5.0  # seconds that closing waits for a connection to end
+PATIENCE = 5.0  # seconds that closing waits for connections to end
 
 
 class Ranges(NamedTuple):
@@ -105,6 +105,7 @@ class SideBySide(Bytes):
         lanes.enter()
         self._next = offset + lanes.ranges.piece
         self._present: Download | None = None
+        self._interrupted = False
         try:
             self._present = self._first(offset)
         except BaseException:
@@ -137,6 +138,14 @@ class SideBySide(Bytes):
             self._position += len(data)
         return b"".join(parts)
 
+    def interrupt(self) -> None:
+        """Have a read that waits, in another thread, fail."""
+        self._interrupted = True
+        if (present := self._present) is not None:
+            present.interrupt()
+        for each in tuple(self._ahead):
+            each.stop()
+
     def close(self) -> None:
         """Break off whatever is on its way."""
         if not self.closed:
@@ -149,6 +158,8 @@ class SideBySide(Bytes):
     def _some(self, size: int) -> bytes:
         """At least one byte, unless at the end."""
         while True:
+            if self._interrupted:
+                raise ValueError("read of an interrupted download")
             if self._present is not None:
                 if data := self._read_present(self._present, size):
                     return data
@@ -217,8 +228,9 @@ class SideBySide(Bytes):
     def _drop_ahead(self) -> None:
         for each in self._ahead:
             each.stop()
+        deadline = time.monotonic() + PATIENCE
         for each in self._ahead:
-            each.join()
+            each.join(deadline - time.monotonic())
             if each.extra:
                 self._lanes.leave()
         self._ahead.clear()
@@ -261,9 +273,9 @@ class _Range:
             if self._download is not None:
                 self._download.interrupt()
 
-    def join(self) -> None:
-        """Wait for the thread; not for long, where it waits for a registry to come back."""
-        self._thread.join(PATIENCE)
+    def join(self, patience: float) -> None:
+        """Wait for the thread; not for long (seconds), where it waits for a registry to come back."""
+        self._thread.join(max(patience, 0.0))
 
     def _run(self) -> None:
         try:

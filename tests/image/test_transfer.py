@@ -168,6 +168,35 @@ def test_the_first_failure_is_raised_and_cancels_the_rest() -> None:
     assert not [each.name for each in threading.enumerate() if each.name.startswith("containerkit-copy")]
 
 
+def test_a_source_that_says_nothing_does_not_hold_up_the_failure() -> None:
+    """Nor does an interrupt wait for it: streams that can be interrupted are."""
+    made = image(4)
+    broken = digest(made.layers[1])
+    silent, interrupted = threading.Barrier(5), threading.Event()  # the config's and the other layers' streams
+
+    class Silent(io.BytesIO):
+        def read(self, _: int | None = -1, /) -> bytes:
+            silent.wait(WAIT)
+            assert interrupted.wait(WAIT), "it was not interrupted"
+            raise ConnectionError("interrupted")
+
+        def interrupt(self) -> None:
+            interrupted.set()
+
+    class Source:
+        def open(self, descriptor: Descriptor) -> BinaryIO:
+            if descriptor.media_type == OCI_MANIFEST:
+                return made.open(descriptor)
+            if descriptor.digest != broken:
+                return Silent()
+            silent.wait(WAIT)
+            raise DigestMismatch("the first", expected="", actual="")
+
+    with pytest.raises(DigestMismatch, match="the first"):
+        copy_image(edited.root(made), Source(), Sink())
+    assert interrupted.is_set()
+
+
 def test_a_watcher_may_stop_a_copy() -> None:
     def enough(_: Progress) -> None:
         raise KeyboardInterrupt
