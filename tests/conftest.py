@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import containerkit as ck
+    from containerkit.state import State
 
 pytest_plugins = ["support.registry", "support.built"]
 
@@ -79,6 +80,15 @@ def state_root(session_directory: str) -> Iterator[str]:
 
 def _names(directory: str) -> list[str]:
     return os.listdir(directory) if os.path.isdir(directory) else []
+
+
+@pytest.fixture
+def state(state_root: str) -> Iterator[State]:
+    """A fresh state root as an object, closed afterwards."""
+    from containerkit.state import State
+
+    with contextlib.closing(State(state_root)) as made:
+        yield made
 
 
 @pytest.fixture

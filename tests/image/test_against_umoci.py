@@ -6,7 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -20,9 +20,6 @@ from containerkit.linux.mount import new_mount
 from containerkit.state import State
 from support.images import MadeImage, hardlink, make_tar, member, snapshot, symlink
 from support.peers import umoci_unpack
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.kernel
 
@@ -117,10 +114,8 @@ THIRD = [
 
 
 @pytest.fixture
-def images(state_root: str) -> Iterator[Images]:
-    state = State(state_root)
-    yield Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
-    state.close()
+def images(state: State) -> Images:
+    return Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
 
 
 def merged(lowers: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:

@@ -43,7 +43,6 @@ from containerkit.image.layer import DIRECTORY, FILE
 from containerkit.image.limits import ImageLimits
 from containerkit.image.reference import Reference
 from containerkit.registry.client import connect
-from containerkit.state import State
 from support.faulty import Faulty, answer
 from support.images import MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink
 
@@ -51,17 +50,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from containerkit.state import State
+
 pytestmark = pytest.mark.kernel
 
 GOOD = make_tar([member("etc/"), member("etc/good", b"1")])
 BLOCK = 512
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    state = State(state_root)
-    yield state
-    state.close()
 
 
 @pytest.fixture

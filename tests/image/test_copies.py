@@ -17,7 +17,6 @@ from containerkit.image.images import Images
 from containerkit.image.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform
 from containerkit.image.transfer import copy_image
 from containerkit.registry.client import connect
-from containerkit.state import State
 from support import edited
 from support.images import MadeImage, describe, digest
 from support.registry import Registry, skopeo
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from containerkit.image.digest import Digest
     from containerkit.image.transfer import BlobSource
+    from containerkit.state import State
 
 registry_test = pytest.mark.registry
 ARM = Platform("linux", "arm", "v7")
@@ -214,8 +214,7 @@ def test_all_platforms_to_a_registry(
 
 
 @pytest.mark.kernel
-def test_the_store_as_a_source_and_a_target(tmp_path: Path, state_root: str, layout: str, made: MadeImage) -> None:
-    state = State(state_root)
+def test_the_store_as_a_source_and_a_target(tmp_path: Path, state: State, layout: str, made: MadeImage) -> None:
     images = Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
     image = images.load(layout, "example.org/stored:1")
     target = f"oci:{tmp_path}/out:x"

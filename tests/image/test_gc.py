@@ -25,7 +25,6 @@ from support import crash
 from support.images import MadeImage, digest, make_tar, member
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import BinaryIO
 
     from containerkit.image.images import Image
@@ -33,13 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 BASE = make_tar([member("base", b"b" * 300_000)])
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    state = State(state_root)
-    yield state
-    state.close()
 
 
 def made(name: str, size: int = 200_000) -> MadeImage:

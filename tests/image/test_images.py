@@ -37,20 +37,13 @@ from support.images import MTIME, MadeImage, describe, digest, hardlink, make_ta
 from support.peers import umoci_unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.kernel
 
 LOWER = make_tar([member("./"), member("etc/"), member("etc/a", b"1"), member("etc/b", b"2" * 100_000)])
 UPPER = make_tar([member("etc/"), member("etc/.wh.a", b""), member("etc/c", b"3")])
 RUN = {"Cmd": ["sh"], "Env": ["A=1"], "WorkingDir": "/etc"}
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    state = State(state_root)
-    yield state
-    state.close()
 
 
 def images_of(state: State, remote: MadeImage) -> Images:

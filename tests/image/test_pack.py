@@ -19,18 +19,19 @@ from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_LAYER
 from containerkit.image.pack import Gzip, pack
 from containerkit.image.stream import PIECE
-from containerkit.state import State
 from support import facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from containerkit.state import State
+
 CONTENT = bytes(range(256)) * 9000 + os.urandom(PIECE) + b"end"
 
 
 @pytest.fixture
-def blobs(state_root: str) -> BlobStore:
-    return BlobStore(State(state_root).root)
+def blobs(state: State) -> BlobStore:
+    return BlobStore(state.root)
 
 
 def cut(content: bytes, size: int) -> Iterator[bytes]:

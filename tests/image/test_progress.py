@@ -13,22 +13,22 @@ from containerkit.errors import ImageNotFound, Unsupported
 from containerkit.image.digest import Digest
 from containerkit.image.images import Images
 from containerkit.image.progress import DONE, MOVING, PRESENT, Bar, Progress, shown
-from containerkit.state import State
 from support.images import MadeImage, make_tar, member
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from containerkit.state import State
 
 pytestmark = pytest.mark.kernel
 
 LAYERS = [make_tar([member(f"file{number}", bytes(3_000_000 + number))]) for number in range(3)]
 
 
-def test_every_byte_is_told_and_the_total_from_the_beginning(state_root: str) -> None:
+def test_every_byte_is_told_and_the_total_from_the_beginning(state: State) -> None:
     made = MadeImage(LAYERS)
     events: list[Progress] = []
-    images = Images(State(state_root), lambda *_, **__: made)
+    images = Images(state, lambda *_, **__: made)
     images.pull("example.org/app:1", progress=events.append)
     total = sum(layer.size for layer in images.get("example.org/app:1").manifest.layers)
     assert {event.total for event in events} == {total}
@@ -44,24 +44,22 @@ def test_every_byte_is_told_and_the_total_from_the_beginning(state_root: str) ->
     assert events[-1].total_done == events[-1].total == total
 
 
-def test_a_watcher_may_stop_a_pull(state_root: str) -> None:
+def test_a_watcher_may_stop_a_pull(state: State) -> None:
     def enough(_: Progress) -> None:
         raise KeyboardInterrupt
 
-    images = Images(State(state_root), lambda *_, **__: MadeImage(LAYERS))
+    images = Images(state, lambda *_, **__: MadeImage(LAYERS))
     with pytest.raises(KeyboardInterrupt):
         images.pull("example.org/app:1", progress=enough)
     assert images.list() == []
 
 
 @pytest.fixture
-def images(state_root: str) -> Iterator[Images]:
+def images(state: State) -> Images:
     """A host whose only registry takes everything."""
-    state = State(state_root)
     there = MadeImage(LAYERS)
     there.add(there.manifest)
-    yield Images(state, lambda *_, **__: there)
-    state.close()
+    return Images(state, lambda *_, **__: there)
 
 
 @pytest.fixture

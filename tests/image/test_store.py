@@ -44,13 +44,6 @@ LARGE = make_tar([member("big", os.urandom(3 << 20)), member("small", b"1")])
 SMALL = make_tar([member("etc/"), member("etc/a", b"1"), member("etc/.wh.b", b"")])
 
 
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    state = State(state_root)
-    yield state
-    state.close()
-
-
 class Breaking(MadeImage):
     """A source that breaks off after ``limit`` bytes of a layer; it counts what it gives."""
 
@@ -463,8 +456,8 @@ def test_many_processes_migrate_one_database(state_root: str) -> None:
 def test_a_newer_database_is_refused(state_root: str) -> None:
     with closing(sqlite3.connect(os.path.join(state_root, "state.db"))) as newer:
         newer.execute(f"PRAGMA user_version={VERSION + 1}")
-    with pytest.raises(ContainerkitError, match="newer"):
-        State(state_root).database.execute("SELECT 1")
+    with closing(State(state_root)) as state, pytest.raises(ContainerkitError, match="newer"):
+        state.database.execute("SELECT 1")
 
 
 def _schema(state: State) -> list[tuple[str, ...]]:

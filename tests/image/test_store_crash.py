@@ -14,14 +14,12 @@ import pytest
 
 from containerkit.image.images import Images
 from containerkit.registry.client import connect
-from containerkit.state import State
 from support import crash
 from support.images import MadeImage, make_tar, member
 from support.registry import skopeo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from containerkit.state import State
     from support.registry import Registry
 
 pytestmark = [pytest.mark.kernel, pytest.mark.registry]
@@ -47,13 +45,6 @@ def served(registry: Registry, session_directory: str) -> tuple[list[str], list[
         layouts.append(layout)
         skopeo("copy", f"oci:{layout}:1", f"docker://{names[-1]}")
     return names, layouts
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    state = State(state_root)
-    yield state
-    state.close()
 
 
 @pytest.mark.timeout(SECONDS * 2 + 120)

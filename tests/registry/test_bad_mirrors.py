@@ -20,13 +20,13 @@ from containerkit.registry.credentials import Credentials
 from containerkit.registry.mirrors import Mirrors
 from containerkit.registry.ranges import Ranges
 from containerkit.registry.server.server import serve
-from containerkit.state import State
 from support.faulty import Faulty, answer, head, raw
 from support.images import MadeImage, make_tar, member
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from containerkit.state import State
     from support.faulty import Action, Connection
 
 NAME = "some/image"
@@ -91,13 +91,6 @@ def second() -> Iterator[Faulty]:
 def registries(faulty: Faulty, mirror: Faulty, second: Faulty) -> Registries:
     settings = Mirrors({faulty.host: [mirror.host, second.host]}, files=())
     return Registries(credentials=Credentials({}), mirrors=settings, timeout=0.3, ranges=SIDE_BY_SIDE)
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    made = State(state_root)
-    yield made
-    made.close()
 
 
 def put(server: Faulty, made: MadeImage, *, wrong: Callable[[bytes], Action] = whole) -> None:

@@ -19,26 +19,17 @@ from containerkit.errors import (
 )
 from containerkit.image.images import Images
 from containerkit.registry.client import connect
-from containerkit.state import State
 from support.faulty import answer, head, raw
 from support.registry import GREETING, skopeo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from containerkit.state import State
     from support.faulty import Action, Faulty
     from support.registry import Registry
 
 pytestmark = [pytest.mark.registry, pytest.mark.kernel]
 
 IMAGE = "/v2/some/image"
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    made = State(state_root)
-    yield made
-    made.close()
 
 
 @pytest.fixture

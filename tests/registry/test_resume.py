@@ -23,16 +23,16 @@ from containerkit.registry.client import Registries, connect
 from containerkit.registry.credentials import Credentials
 from containerkit.registry.mirrors import Mirrors
 from containerkit.registry.server.server import serve
-from containerkit.state import State
 from support.cutting_proxy import CuttingProxy
 from support.faulty import answer, raw
 from support.images import MadeImage, make_tar, member
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from containerkit.registry.repository import Repository
+    from containerkit.state import State
     from support.faulty import Faulty
     from support.registry import Registry
 
@@ -63,13 +63,6 @@ def stored(made: MadeImage, registry: Registry) -> str:
     with connect(Reference.parse(registry.name("resume/image:1"))) as repository:
         send(made, repository, Reference.parse(registry.name("resume/image:1")))
     return "resume/image:1"
-
-
-@pytest.fixture
-def state(state_root: str) -> Iterator[State]:
-    made = State(state_root)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -18,6 +18,7 @@ from containerkit.image.model import OCI_INDEX
 from containerkit.registry import serve
 from containerkit.registry.client import Registries
 from containerkit.registry.credentials import Credentials
+from containerkit.registry.server.server import RegistryServer
 from support.faulty import Faulty, answer, raw
 from support.rawhttp import Answer, Repository, ask, describe
 from support.registry import skopeo
@@ -131,6 +132,45 @@ def test_many_at_once_fetch_a_blob_once_and_see_it_come(faulty: Faulty, tmp_path
             for thread in threads:
                 thread.join()
         assert [result.body == CONTENT for result in results] == [True] * 5
+    assert len(faulty.requests("GET")) == 1, faulty.seen
+
+
+def test_who_asks_as_a_fetch_ends_gets_the_blob(faulty: Faulty, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each step of entering it there is one who asks."""
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{DIGEST}", blob(answer(200, CONTENT)))
+    results: list[Answer] = []
+    threads: list[threading.Thread] = []
+    served = threading.Semaphore(0)
+    content, rename = RegistryServer.content, os.rename
+
+    def told(*arguments: Any) -> Any:
+        try:
+            return content(*arguments)
+        finally:
+            served.release()
+
+    def ask_now() -> None:
+        threads.append(threading.Thread(target=get, args=(cache.host, results)))
+        threads[-1].start()
+        assert served.acquire(timeout=20)
+
+    def watched(source: str, target: str) -> None:
+        if not threads:
+            assert served.acquire(timeout=20)  # whose question began the fetch
+        ask_now()
+        rename(source, target)
+        ask_now()
+
+    with serve(tmp_path, upstream=faulty.host) as cache:
+        monkeypatch.setattr(RegistryServer, "content", told)
+        monkeypatch.setattr(os, "rename", watched)
+        get(cache.host, results)
+        monkeypatch.undo()
+        for thread in threads:
+            thread.join()
+    assert len(threads) == 4
+    assert [result.body == CONTENT for result in results] == [True] * 5
     assert len(faulty.requests("GET")) == 1, faulty.seen
 
 

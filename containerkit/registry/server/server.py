@@ -9,12 +9,11 @@ import ssl
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Self
 
-from containerkit.errors import RegistryNotFound, Unsupported
+from containerkit.errors import BlobUnknown, RegistryNotFound, Unsupported
 from containerkit.image.codec import parse_document
 from containerkit.image.model import INDEX_TYPES, Index
 from containerkit.registry.server.handler import Handler
@@ -100,9 +99,14 @@ class RegistryServer(ThreadingHTTPServer):
         if self.upstream is not None and not self.storage.holds(name, digest):
             fetch = self.upstream.fetch(name, digest)
             if fetch is not None:
-                with suppress(FileNotFoundError):  # it is done already
+                try:
                     return Content(fetch.path, fetch)
-        return Content(self.storage.blob(name, digest))
+                except FileNotFoundError:  # it has ended already, well or not
+                    fetch.wait(fetch.size - 1)
+        try:
+            return Content(self.storage.blob(name, digest))
+        except FileNotFoundError:
+            raise BlobUnknown(f"{name} has no blob {digest} any more", code="BLOB_UNKNOWN") from None
 
     def tags(self, name: str) -> list[str]:
         """The tags of a repository."""

@@ -112,8 +112,9 @@ class Directory:
         target = self.content(digest)
         with self._locked():
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-            os.rename(upload.path, target)
+            # First the mark, which means nothing without content: once the upload's file is gone, the blob is there.
             self._write(self._path(upload.name, "_blobs", _file(digest)), b"")
+            os.rename(upload.path, target)
         self.uploads.forget(upload.id)
 
     def remove_blob(self, name: str, digest: Digest) -> None:
