@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from containerkit.image.attributes import read_attributes, set_xattrs
 from containerkit.image.extract import OPEN_DIRECTORY, STRICT, Extractor
-from containerkit.image.members import is_below, join
+from containerkit.image.members import join
 from containerkit.image.merged import MergedView
+from containerkit.image.pathmap import PathMap
 from containerkit.linux.paths import openat2
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Applier(Extractor):
         below = None if new else read_attributes(root, os.lstat(root))
         super().__init__(path)
         self._owner = (os.geteuid(), os.getegid())
-        self._made = {b""}  # what this layer has made, or has made something below
-        self._entered: set[bytes] = set()  # directories that are plain now
+        self._made = PathMap[None]()  # what this layer has made, or has made something below
+        self._made[b""] = None
+        self._entered = PathMap[None]()  # directories that are plain now
         if below is not None:
             self._directories[b""] = below
         self._plain(self._root, b"")
@@ -48,19 +50,18 @@ class Applier(Extractor):
 
     def _own(self, path: bytes) -> None:
         while path not in self._made:
-            self._made.add(path)
+            self._made[path] = None
             path = path.rpartition(b"/")[0]
 
-    def _make_directory(self, base: bytes, dir_fd: int, real: bytes) -> None:
-        path = join(real, base)
-        self._enter_directory(real)
+    def _make_directory(self, path: bytes, base: bytes, dir_fd: int) -> None:
+        self._enter_directory(path.rpartition(b"/")[0])
         try:
             os.mkdir(base, 0o700, dir_fd=dir_fd)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(base, dir_fd=dir_fd, follow_symlinks=False).st_mode):
                 self._enter_directory(path)
             else:
-                self._clear(base, dir_fd, real)
+                self._clear(path, base, dir_fd)
                 os.mkdir(base, 0o700, dir_fd=dir_fd)
 
     def _enter(self, head: bytes) -> tuple[int, bytes]:
@@ -85,22 +86,23 @@ class Applier(Extractor):
         for name in os.listxattr(fd):
             if name.startswith(_POSIX_ACL):
                 os.removexattr(fd, name)
-        self._entered.add(path)
+        self._entered[path] = None
 
     def _in_the_way(self, path: bytes, status: os.stat_result) -> bool:
         return path not in self._made and not stat.S_ISDIR(status.st_mode)
 
     def _view(self) -> MergedView:
-        return MergedView([self._path])
+        if self._merged is None:
+            self._merged = MergedView([self._path])
+        return self._merged
 
-    def _hide(self, name: bytes, dir_fd: int, real: bytes) -> None:
+    def _hide(self, path: bytes, name: bytes, dir_fd: int) -> None:
         try:
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except FileNotFoundError:
             return
-        path = join(real, name)
         if path not in self._made:
-            self._clear(name, dir_fd, real)
+            self._clear(path, name, dir_fd)
         elif stat.S_ISDIR(status.st_mode):
             self._prune(path)
 
@@ -120,20 +122,16 @@ class Applier(Extractor):
                 for name in map(os.fsencode, os.listdir(fd)):
                     inner = join(path, name)
                     if inner not in self._made:
-                        self._clear(name, fd, path)
+                        self._clear(inner, name, fd)
                     elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                         waiting.append(inner)
             finally:
                 os.close(fd)
 
-    def _clear(self, base: bytes, dir_fd: int, real: bytes) -> None:
-        gone = join(real, base)
-        is_directory = stat.S_ISDIR(os.stat(base, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-        super()._clear(base, dir_fd, real)
-        self._made.discard(gone)
-        if is_directory:
-            for paths in (self._made, self._entered):
-                paths.difference_update([path for path in paths if path == gone or is_below(path, gone)])
+    def _clear(self, path: bytes, base: bytes, dir_fd: int) -> None:
+        super()._clear(path, base, dir_fd)
+        self._made.drop(path)
+        self._entered.drop(path)
 
     def _dress_directory(self, fd: int, attributes: Entry | Attributes) -> None:
         """A directory of a lower layer takes all that this one says of it, and keeps nothing else."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from containerkit.errors import CorruptLayer, KernelError, LayerError, UnsafeEntry
@@ -26,6 +27,7 @@ from containerkit.image.marks import Marks
 from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, is_below, join, place
 from containerkit.image.merged import MergedView, is_whiteout, names_in
 from containerkit.image.nodes import dress, dress_node, make_node, unpacking_error, write_content
+from containerkit.image.pathmap import PathMap
 from containerkit.linux.paths import CREATE, DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from containerkit.linux.tree import remove_tree
 
@@ -63,10 +65,11 @@ class Extractor:
         # A set-group-ID bit or a default ACL of the parent would go on to every file.
         os.fchmod(self._root, 0o700)
         self._parents: dict[bytes, tuple[int, bytes]] = {b"": (self._root, b"")}
-        self._directories: dict[bytes, Attributes | Entry] = {}
+        self._directories = PathMap["Attributes | Entry"]()
         # What no entry of this layer has made, but only made necessary: directories without an entry, until something
         # of the layer comes into them, and what was copied from lower layers for hard links to it.
-        self._borrowed: set[bytes] = set()
+        self._borrowed = PathMap[None]()
+        self._merged: MergedView | None = None
         self._marks = Marks(self._root)
         self._files: LayerFiles | None = None
         self._kinds = {
@@ -120,8 +123,8 @@ class Extractor:
         if self._files is not None and self._files.pending:
             self._files.settle()
 
-    def _settle_name(self, base: bytes, real: bytes) -> None:
-        if self._files is not None and join(real, base) in self._files.pending:
+    def _settle_path(self, path: bytes) -> None:
+        if self._files is not None and path in self._files.pending:
             self._files.settle()
 
     def finish(self, lowers: Sequence[str]) -> None:
@@ -133,10 +136,10 @@ class Extractor:
             root = os.fsencode(lowers[0]) if lowers else None
             self._directories[b""] = read_attributes(root, os.lstat(root)) if root else Attributes()
         self._marks.drop_useless(lowers)
-        for path in sorted(self._directories, reverse=True):
+        for path, attributes in sorted(self._directories.items(), key=itemgetter(0), reverse=True):
             fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
-                self._dress_directory(fd, self._directories[path])
+                self._dress_directory(fd, attributes)
             finally:
                 os.close(fd)
 
@@ -151,28 +154,28 @@ class Extractor:
                 raise UnsafeEntry("the root of a layer must be a directory", entry=entry.display)
             self._directories[b""] = entry
         else:
-            self._settle_name(base, real)
-            self._kinds[entry.kind](entry, base, dir_fd, real)
-            self._own(join(real, base))
+            path = join(real, base)
+            self._settle_path(path)
+            self._kinds[entry.kind](entry, path, base, dir_fd)
+            self._own(path)
 
     def _own(self, path: bytes) -> None:
         """An entry has made ``path``: the layer's own is that now, and with it each directory above it."""
         if self._borrowed:
             self._borrowed.discard(path)
             while (path := path.rpartition(b"/")[0]) in self._borrowed:
-                self._borrowed.remove(path)
+                self._borrowed.discard(path)
 
-    def _file(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        if self._files is not None and self._files.takes(entry):
-            path = join(real, base)
-            if path not in self._directories and path not in self._borrowed:
-                self._files.add(entry, real, base, self._reader.pieces())
-                return
+    def _file(self, entry: Entry, path: bytes, base: bytes, dir_fd: int) -> None:
+        files = self._files
+        if files and files.takes(entry) and path not in self._directories and path not in self._borrowed:
+            files.add(entry, path, self._reader.pieces())
+            return
         mode = entry.mode & 0o777
         try:
             fd = os.open(base, CREATE, mode, dir_fd=dir_fd)
         except FileExistsError:
-            self._clear(base, dir_fd, real)
+            self._clear(path, base, dir_fd)
             fd = os.open(base, CREATE, mode, dir_fd=dir_fd)
         try:
             write_content(fd, entry, self._reader)
@@ -183,11 +186,11 @@ class Extractor:
     def _dress_directory(self, fd: int, attributes: Entry | Attributes) -> None:
         dress(fd, attributes, self._owner, 0o700)
 
-    def _directory(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        self._make_directory(base, dir_fd, real)
-        self._directories[join(real, base)] = entry
+    def _directory(self, entry: Entry, path: bytes, base: bytes, dir_fd: int) -> None:
+        self._make_directory(path, base, dir_fd)
+        self._directories[path] = entry
 
-    def _make_directory(self, base: bytes, dir_fd: int, real: bytes) -> None:
+    def _make_directory(self, path: bytes, base: bytes, dir_fd: int) -> None:
         """Make it, or keep the one that is there. What it takes the place of makes it opaque."""
         try:
             os.mkdir(base, 0o700, dir_fd=dir_fd)
@@ -195,34 +198,34 @@ class Extractor:
             status = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
                 return
-            self._clear(base, dir_fd, real)
+            self._clear(path, base, dir_fd)
             os.mkdir(base, 0o700, dir_fd=dir_fd)
-            self._marks.opaque(join(real, base), base, dir_fd)
+            self._marks.opaque(path, base, dir_fd)
 
-    def _node(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
+    def _node(self, entry: Entry, path: bytes, base: bytes, dir_fd: int) -> None:
         try:
             make_node(entry, base, dir_fd)
         except FileExistsError:
-            self._clear(base, dir_fd, real)
+            self._clear(path, base, dir_fd)
             make_node(entry, base, dir_fd)
         dress_node(entry, base, dir_fd, self._owner)
 
-    def _link(self, entry: Entry, base: bytes, dir_fd: int, real: bytes) -> None:
-        source_fd, source_real, source = self._link_source(entry)
-        if (source_real, source) == (real, base):
+    def _link(self, entry: Entry, path: bytes, base: bytes, dir_fd: int) -> None:
+        source_fd, source_path, source = self._link_source(entry)
+        if source_path == path:
             return
-        if is_below(join(source_real, source), join(real, base)):
+        if is_below(source_path, path):
             raise CorruptLayer(f"{entry.display!r} is a hard link to what lies below itself", entry=entry.display)
         for _ in range(2):
             try:
                 os.link(source, base, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
             except FileExistsError:
-                self._clear(base, dir_fd, real)
+                self._clear(path, base, dir_fd)
             else:
                 return
 
     def _link_source(self, entry: Entry) -> tuple[int, bytes, bytes]:
-        """Parent, its path, and name of a hard link's target; what only a lower layer has is copied up first."""
+        """Parent, path and name of a hard link's target; what only a lower layer has is copied up first."""
         try:
             path = clean(entry.link)
         except UnsafeEntry:
@@ -232,9 +235,10 @@ class Extractor:
             raise UnsafeEntry(f"{entry.display!r} is a hard link out of the root", entry=entry.display)
         parent = self._parents.get(head)
         if parent:
-            self._settle_name(base, parent[1])
+            path = join(parent[1], base)
+            self._settle_path(path)
             if _exists(base, parent[0]):
-                return *parent, base
+                return parent[0], path, base
         view = self._view()
         real_head = view.resolve(head)
         found = view.locate(join(real_head, base))
@@ -243,9 +247,10 @@ class Extractor:
             target = os.fsdecode(entry.link)
             raise kind(f"{entry.display!r} is a hard link to {target!r}, no file of the image", entry=entry.display)
         dir_fd, real = self._parents.get(real_head) or self._enter(real_head)
+        path = join(real, base)
         if not _exists(base, dir_fd):
-            self._copy_up(view, join(real, base), found)
-        return dir_fd, real, base
+            self._copy_up(view, path, found)
+        return dir_fd, path, base
 
     def _copy_up(self, view: MergedView, path: bytes, found: Found) -> None:
         """Copy a file of a lower layer, under all the names that the view shows it by."""
@@ -260,7 +265,7 @@ class Extractor:
                     os.link(path, base, src_dir_fd=self._root, dst_dir_fd=dir_fd, follow_symlinks=False)
             finally:
                 os.close(dir_fd)
-            self._borrowed.add(name)
+            self._borrowed[name] = None
 
     def _whiteout_at(self, head: bytes, base: bytes) -> None:
         """Carry out a whiteout where its directory is; where there is none it has nothing to do."""
@@ -269,8 +274,7 @@ class Extractor:
             return  # umoci also deletes one by one what lay in a directory that is a file now
         parent = self._parents.get(head) or self._enter_next(head)
         if base != WHITEOUT_OPAQUE:
-            self._settle_name(name, parent[1])
-            self._hide(name, *parent)
+            self._hide(join(parent[1], name), name, parent[0])
         elif parent[1]:
             self._hide_below(parent[1], b"", parent[0])
         else:
@@ -288,13 +292,13 @@ class Extractor:
             return found is not None and stat.S_ISDIR(found.stat.st_mode)
         return True
 
-    def _hide(self, name: bytes, dir_fd: int, real: bytes) -> None:
+    def _hide(self, path: bytes, name: bytes, dir_fd: int) -> None:
         """Delete what lower layers have there. What this layer has made itself stays."""
-        path = join(real, name)
+        self._settle_path(path)
         if path in self._borrowed:
-            self._clear(name, dir_fd, real)
+            self._clear(path, name, dir_fd)
         try:
-            self._marks.whiteout(name, dir_fd, real)
+            self._marks.whiteout(path, name, dir_fd)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
                 self._hide_below(path, name, dir_fd)
@@ -302,12 +306,12 @@ class Extractor:
     def _hide_below(self, path: bytes, name: bytes, dir_fd: int) -> None:
         """The directory ``path``, which is ``name`` (or nothing) below ``dir_fd``, merges no longer with lower ones."""
         self._marks.opaque(path, name, dir_fd)
-        for each in sorted(each for each in self._borrowed if is_below(each, path)):
+        for each in self._borrowed.below(path):
             if each in self._borrowed:  # and not gone with one above it
                 head, _, base = each.rpartition(b"/")
                 fd = openat2(self._root, head, DIRECTORY, resolve=STRICT)
                 try:
-                    self._clear(base, fd, head)
+                    self._clear(each, base, fd)
                 finally:
                     os.close(fd)
 
@@ -316,8 +320,7 @@ class Extractor:
         if self._lowers is None:
             raise LowersNeeded
         for name in names_in([os.fsencode(lower) for lower in self._lowers]):
-            self._settle_name(name, b"")
-            self._hide(name, self._root, b"")
+            self._hide(name, name, self._root)
 
     def _enter_next(self, head: bytes) -> tuple[int, bytes]:
         """The parent of a new entry: here, where nobody holds one, their number is kept down."""
@@ -351,10 +354,10 @@ class Extractor:
             try:
                 status = _status(part, dir_fd)
                 if status is None or self._in_the_way(path, status):
-                    self._make_directory(part, dir_fd, parent)
+                    self._make_directory(path, part, dir_fd)
                     inherits = found is not None and stat.S_ISDIR(found.stat.st_mode)
                     self._directories[path] = read_attributes(*found) if found and inherits else Attributes()
-                    self._borrowed.add(path)
+                    self._borrowed[path] = None
                 elif not stat.S_ISDIR(status.st_mode):
                     name = os.fsdecode(head)
                     raise CorruptLayer(f"{os.fsdecode(path)!r} is no directory, and has entries below", entry=name)
@@ -371,24 +374,22 @@ class Extractor:
         if self._lowers is None:
             raise LowersNeeded
         self._settle()
-        return MergedView([self._path, *self._lowers])
+        if self._merged is None:
+            self._merged = MergedView([self._path, *self._lowers])
+        return self._merged
 
-    def _clear(self, base: bytes, dir_fd: int, real: bytes) -> None:
+    def _clear(self, path: bytes, base: bytes, dir_fd: int) -> None:
         """Remove what an earlier entry made."""
         self._settle()
-        gone = join(real, base)
-        self._borrowed.discard(gone)
         if not stat.S_ISDIR(os.stat(base, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            self._borrowed.discard(path)
             os.unlink(base, dir_fd=dir_fd)
             return
         remove_tree(os.fsdecode(base), dir_fd)
-        self._marks.forget(gone)
-        self._borrowed = {path for path in self._borrowed if not is_below(path, gone)}
-        self._directories = {
-            path: what for path, what in self._directories.items() if path != gone and not is_below(path, gone)
-        }
-        for head, (fd, path) in list(self._parents.items()):
-            if path == gone or is_below(path, gone):
+        for paths in (self._marks, self._borrowed, self._directories):
+            paths.drop(path)
+        for head, (fd, real) in list(self._parents.items()):
+            if real == path or is_below(real, path):
                 os.close(fd)
                 del self._parents[head]
 

@@ -41,7 +41,8 @@ SMALLEST = 16 << 20
 LONGEST_START = 10.0  # seconds
 SLABS = 8  # more than layers side by side: each may hold one that it is still filling
 MOST_PENDING = 4096  # names that one layer remembers before it waits for them
-_ROW_COST = 96  # bytes of a row besides its names, at most
+_ROW_COST = 96  # bytes of a row besides its path, at most
+_TREE_COST = 8192  # of all besides the rows: the tree's own path
 _BOOT = """\
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -217,12 +218,9 @@ class Slab:
         self._memory = memory
         self._start = number * SLAB
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def fits(self, size: int, names: int) -> bool:
-        """Whether one more file of this size, with so many bytes of names, has room."""
-        return self.size + size <= CONTENT and self._cost + names + _ROW_COST < ROWS - 2 * 4096
+    def fits(self, size: int, path: bytes) -> bool:
+        """Whether one more file of this size has room."""
+        return self.size + size <= CONTENT and self._cost + len(path) + _ROW_COST < ROWS - _TREE_COST
 
     def add(self, row: Row, pieces: Iterable[bytes | memoryview]) -> None:
         """One more file. Where ``pieces`` raises, it was not added."""
@@ -231,8 +229,8 @@ class Slab:
             end = position + len(piece)
             self._memory[position:end] = piece
             position = end
-        self.size += row[2]
-        self._cost += len(row[0]) + len(row[1]) + _ROW_COST
+        self.size += row[1]
+        self._cost += len(row[0]) + _ROW_COST
         self._rows.append(row)
 
     def close(self, tree: str) -> int:
@@ -263,21 +261,21 @@ class LayerFiles:
         """Whether this is a file for the processes: plain, without attributes, not too large."""
         return entry.size <= CONTENT and not entry.xattrs and entry.sparse is None
 
-    def add(self, entry: Entry, parent: bytes, name: bytes, pieces: Iterable[bytes | memoryview]) -> None:
-        """Have a file written into the directory ``parent``, which is there. Raises :class:`WriteFailed`, also later.
+    def add(self, entry: Entry, path: bytes, pieces: Iterable[bytes | memoryview]) -> None:
+        """Have a file written at ``path``, whose directory is there. Raises :class:`WriteFailed`, also later.
 
-        Its path must not be in :attr:`pending`.
+        It must not be in :attr:`pending`.
         """
         slab = self._slab
-        if slab is not None and not slab.fits(entry.size, len(parent) + len(name)):
+        if slab is not None and not slab.fits(entry.size, path):
             self._send()
             slab = None
         if slab is None:
             slab = self._slab = self._writers.take()
-        row = parent, name, entry.size, entry.mode, entry.uid, entry.gid, entry.atime, entry.mtime
+        row = path, entry.size, entry.mode, entry.uid, entry.gid, entry.atime, entry.mtime
         slab.add(row, pieces)
         self._entries.append(entry)
-        self.pending.add(parent + b"/" + name if parent else name)
+        self.pending.add(path)
         if len(self.pending) >= MOST_PENDING:
             self.settle()
 

@@ -12,8 +12,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError
-from containerkit.image.members import is_below, join
+from containerkit.image.members import join
 from containerkit.image.merged import OPAQUE, is_opaque, is_whiteout, level
+from containerkit.image.pathmap import PathMap
 from containerkit.linux.paths import DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, fd_path, openat2
 
 if TYPE_CHECKING:
@@ -25,23 +26,26 @@ class Marks:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._whiteouts: set[bytes] = set()
-        self._opaque: set[bytes] = set()
+        self._whiteouts = PathMap[None]()
+        self._opaque = PathMap[None]()
 
-    def whiteout(self, name: bytes, dir_fd: int, real: bytes) -> None:
-        """Hide what lower layers have. Raises ``FileExistsError`` where the tree has something of that name."""
+    def whiteout(self, path: bytes, name: bytes, dir_fd: int) -> None:
+        """Hide what lower layers have at ``path``, which is ``name`` below ``dir_fd``.
+
+        Raises ``FileExistsError`` where the tree has something there.
+        """
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
-        self._whiteouts.add(join(real, name))
+        self._whiteouts[path] = None
 
     def opaque(self, path: bytes, name: bytes, dir_fd: int) -> None:
         """Hide what lower layers have in the directory ``path``, which is ``name`` (or nothing) below ``dir_fd``."""
         os.setxattr(fd_path(dir_fd, name), OPAQUE, b"y")
-        self._opaque.add(path)
+        self._opaque[path] = None
 
-    def forget(self, directory: bytes) -> None:
+    def drop(self, directory: bytes) -> None:
         """A directory is gone with all in it."""
-        for paths in (self._whiteouts, self._opaque):
-            paths.difference_update([path for path in paths if path == directory or is_below(path, directory)])
+        self._whiteouts.drop(directory)
+        self._opaque.drop(directory)
 
     def drop_useless(self, lowers: Sequence[str]) -> None:
         """Take away those that hide nothing of ``lowers``, top first. No directory without a mark is looked at."""
@@ -50,7 +54,7 @@ class Marks:
         for path in self._whiteouts:
             head, _, name = path.rpartition(b"/")
             directories.setdefault(head, []).append(name)
-        for path in sorted(directories.keys() | self._opaque):
+        for path in sorted({*directories, *self._opaque}):
             try:
                 fd = openat2(self._root, path or b".", DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
             except KernelError:  # an entry took its place

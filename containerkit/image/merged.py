@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from containerkit.errors import UnsafeEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 OPAQUE = "trusted.overlay.opaque"
 MOST_LINKS = 40
@@ -32,6 +32,7 @@ class MergedView:
     def __init__(self, layers: Sequence[str | bytes]) -> None:
         #: The directories, as bytes.
         self.layers = [os.fsencode(layer) for layer in layers]
+        self._linked: dict[bytes, dict[int, list[bytes]]] = {}
 
     def locate(self, path: bytes) -> Found | None:
         """What stands at ``path``, none of whose components is followed."""
@@ -79,21 +80,24 @@ class MergedView:
     def names_of(self, path: bytes, found: Found) -> list[bytes]:
         """Every path at which the view shows the file that was found at ``path``, that one first.
 
-        Looks through the whole layer that has it, if it has more names there.
+        Looks through the whole layer that has it, if it has more names there; once each layer.
         """
         names = [path]
         status = found.stat
         if status.st_nlink > 1:
             layer = found.path[: -len(path) - 1]
-            for other in _paths_of(layer, status.st_ino):
+            if layer not in self._linked:
+                self._linked[layer] = _names_of_linked(layer)
+            for other in self._linked[layer].get(status.st_ino, ()):
                 shown = self.locate(other) if other != path else None
                 if shown is not None and os.path.samestat(shown.stat, status):
                     names.append(other)
         return names
 
 
-def _paths_of(layer: bytes, inode: int) -> Iterator[bytes]:
-    """The files of a layer's directory that have this inode number, by its own list of names."""
+def _names_of_linked(layer: bytes) -> dict[int, list[bytes]]:
+    """By inode number all paths of those files of a layer's directory that have several."""
+    found: dict[int, list[bytes]] = {}
     waiting = [b""]
     while waiting:
         path = waiting.pop()
@@ -101,8 +105,9 @@ def _paths_of(layer: bytes, inode: int) -> Iterator[bytes]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(path + entry.name + b"/")
-                elif entry.inode() == inode:
-                    yield path + entry.name
+                elif entry.stat(follow_symlinks=False).st_nlink > 1:
+                    found.setdefault(entry.inode(), []).append(path + entry.name)
+    return found
 
 
 def level(directories: Sequence[bytes], name: bytes) -> tuple[Found | None, list[bytes]]:

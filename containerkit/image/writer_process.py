@@ -31,8 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-    # Directory (below the tree, without symlinks), name, size, mode, uid, gid, access and modification time in ns.
-    Row = tuple[bytes, bytes, int, int, int, int, int, int]
+    # Path (below the tree, without symlinks on its way), size, mode, uid, gid, access and modification time in ns.
+    Row = tuple[bytes, int, int, int, int, int, int]
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def _serve(view: memoryview, slab: int, size: int, length: int) -> bytes:
     try:
         with _Tree(tree) as place:
             for number, row in enumerate(rows):  # noqa: B007 - a failure has the number
-                end = position + row[2]
+                end = position + row[1]
                 place.write(row, content[position:end])
                 position = end
     except OSError as error:
@@ -86,7 +86,8 @@ class _Tree:
 
     def write(self, row: Row, content: memoryview) -> None:
         """One new file. What a former entry or whiteout of the layer has left there gives way; directories do not."""
-        parent, name, _, mode, uid, gid, atime, mtime = row
+        path, _, mode, uid, gid, atime, mtime = row
+        parent, _, name = path.rpartition(b"/")
         if parent != self._parent:
             self._enter(parent)
         first = mode & 0o777
