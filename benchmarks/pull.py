@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import gzip
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -22,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [REPOSITORY, os.path.dirname(os.path.abspath(__file__))]
 
 import peers  # noqa: E402 - found beside this file
+from layouts import Layout  # noqa: E402
 from unpack import choose_files  # noqa: E402
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ http: {{addr: "127.0.0.1:{port}", secret: none}}
 def make_layout(directory: str, megabytes: int) -> list[str]:
     """An OCI layout with one image, and the paths of its layers, lowest first."""
     names = choose_files(megabytes)
-    blobs = os.path.join(directory, "blobs", "sha256")
-    os.makedirs(blobs)
-    layers, diff_ids, paths = [], [], []
+    layout = Layout(directory)
+    paths = []
     for number in range(LAYERS):
         part = names[number * len(names) // LAYERS : (number + 1) * len(names) // LAYERS]
         plain = os.path.join(directory, "plain.tar")
@@ -60,24 +59,14 @@ def make_layout(directory: str, megabytes: int) -> list[str]:
         text = "\0".join(name.lstrip("/") for name in (*parents(part[0]), *part))  # builders put them first, too
         subprocess.run(command, input=text.encode(errors="surrogateescape"), check=True)
         with open(plain, "rb") as file:
-            diff_ids.append("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
+            diff_id = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             with open(plain + ".gz", "wb") as raw, gzip.GzipFile("", "wb", 6, raw, 0) as packed:
                 shutil.copyfileobj(file, packed, 1 << 20)
-        layers.append(_store(blobs, plain + ".gz", "application/vnd.oci.image.layer.v1.tar+gzip"))
-        paths.append(os.path.join(blobs, layers[-1]["digest"].partition(":")[2]))
+        paths.append(layout.layer(plain + ".gz", "layer.v1.tar+gzip", diff_id))
     os.unlink(plain)
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    config = {"os": "linux", "architecture": machine, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-    head = _store_json(blobs, config, "application/vnd.oci.image.config.v1+json")
-    kind = "application/vnd.oci.image.manifest.v1+json"
-    manifest = {"schemaVersion": 2, "mediaType": kind, "config": head, "layers": layers}
-    entry = _store_json(blobs, manifest, kind)
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "bench"}
-    _write(os.path.join(directory, "index.json"), json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    _write(os.path.join(directory, "oci-layout"), '{"imageLayoutVersion": "1.0.0"}')
-    size = sum(layer["size"] for layer in layers)
-    print(f"{LAYERS} layers, {len(names)} entries, {size / 1e6:.0f} MB compressed")
+    layout.finish()
+    print(f"{LAYERS} layers, {len(names)} entries, {layout.size / 1e6:.0f} MB compressed")
     return paths
 
 
@@ -85,25 +74,6 @@ def parents(path: str) -> list[str]:
     """The directories above a path, the topmost first."""
     above = os.path.dirname(path)
     return [*parents(above), above] if above != "/" else []
-
-
-def _store(blobs: str, path: str, media_type: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = os.stat(path).st_size
-    os.rename(path, os.path.join(blobs, digest))
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}
-
-
-def _store_json(blobs: str, document: dict[str, Any], media_type: str) -> dict[str, Any]:
-    path = os.path.join(blobs, "new")
-    _write(path, json.dumps(document))
-    return _store(blobs, path, media_type)
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
 
 
 @contextlib.contextmanager
@@ -114,7 +84,8 @@ def registry(directory: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = os.path.join(directory, "config.yml")
-    _write(config, CONFIG.format(directory=directory, port=port))
+    with open(config, "w") as file:
+        file.write(CONFIG.format(directory=directory, port=port))
     with subprocess.Popen(["docker-registry", "serve", config], stderr=subprocess.DEVNULL) as server:
         try:
             for _ in range(300):

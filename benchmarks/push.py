@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import gzip
 import hashlib
-import json
 import os
 import shutil
 import statistics
@@ -25,12 +24,13 @@ import tarfile
 import tempfile
 import time
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [REPOSITORY, os.path.dirname(os.path.abspath(__file__)), os.path.join(REPOSITORY, "tests")]
 
-from pull import registry  # noqa: E402 - found beside this file
+from layouts import Layout  # noqa: E402 - found beside this file
+from pull import registry  # noqa: E402
 from serve import SKOPEO, ours  # noqa: E402
 
 from support.counting_proxy import CountingProxy  # noqa: E402
@@ -159,29 +159,11 @@ def complete(directory: str) -> None:
 
 def make_layout(directory: str, size: int) -> None:
     """An OCI layout with an image of gzip layers that cannot get smaller: no engine compresses those itself."""
-    blobs = os.path.join(directory, "blobs", "sha256")
-    os.makedirs(blobs)
-    layers, diff_ids = [], []
+    layout = Layout(directory)
     for number in range(LAYERS):
-        path = os.path.join(blobs, "new")
-        diff_ids.append(write_layer(path, f"file{number}", size // LAYERS))
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.rename(path, os.path.join(blobs, digest))
-        layers.append(descriptor("layer.v1.tar+gzip", digest, os.stat(os.path.join(blobs, digest)).st_size))
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    rootfs = {"type": "layers", "diff_ids": diff_ids}
-    config = write_document(blobs, "config.v1+json", {"os": "linux", "architecture": machine, "rootfs": rootfs})
-    kind = "application/vnd.oci.image.manifest.v1+json"
-    manifest = {"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers}
-    entry = write_document(blobs, "manifest.v1+json", manifest)
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "bench"}
-    for name, document in (
-        ("oci-layout", {"imageLayoutVersion": "1.0.0"}),
-        ("index.json", {"schemaVersion": 2, "manifests": [entry]}),
-    ):
-        with open(os.path.join(directory, name), "w") as file:
-            json.dump(document, file)
+        path = layout.path("new")
+        layout.layer(path, "layer.v1.tar+gzip", write_layer(path, f"file{number}", size // LAYERS))
+    layout.finish()
 
 
 def write_layer(path: str, name: str, size: int) -> str:
@@ -195,20 +177,6 @@ def write_layer(path: str, name: str, size: int) -> str:
             plain.update(piece)
             file.write(piece)
     return f"sha256:{plain.hexdigest()}"
-
-
-def write_document(blobs: str, kind: str, document: dict[str, Any]) -> dict[str, Any]:
-    """One blob of JSON."""
-    content = json.dumps(document).encode()
-    digest = hashlib.sha256(content).hexdigest()
-    with open(os.path.join(blobs, digest), "wb") as file:
-        file.write(content)
-    return descriptor(kind, digest, len(content))
-
-
-def descriptor(kind: str, digest: str, size: int) -> dict[str, Any]:
-    """What a manifest says of a blob."""
-    return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": size}
 
 
 def main() -> None:

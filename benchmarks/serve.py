@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +30,8 @@ from typing import TYPE_CHECKING
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [REPOSITORY, os.path.dirname(os.path.abspath(__file__))]
 
-from pull import registry  # noqa: E402 - found beside this file
+from layouts import Layout  # noqa: E402 - found beside this file
+from pull import registry  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,31 +42,13 @@ SKOPEO = ["skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false",
 
 def make_layout(directory: str, megabytes: int) -> None:
     """An OCI layout with one image of random layers."""
-    blobs = os.path.join(directory, "blobs", "sha256")
-    os.makedirs(blobs)
-
-    def add(content: bytes, media_type: str) -> dict[str, object]:
-        digest = hashlib.sha256(content).hexdigest()
-        with open(os.path.join(blobs, digest), "wb") as file:
-            file.write(content)
-        return {
-            "mediaType": f"application/vnd.oci.image.{media_type}",
-            "digest": f"sha256:{digest}",
-            "size": len(content),
-        }
-
-    layers = [add(os.urandom((megabytes << 20) // LAYERS), "layer.v1.tar") for _ in range(LAYERS)]
-    rootfs = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
-    config = add(json.dumps({"os": "linux", "architecture": "amd64", "rootfs": rootfs}).encode(), "config.v1+json")
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
-    entry = add(json.dumps({**manifest, "config": config, "layers": layers}).encode(), "manifest.v1+json")
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "bench"}
-    for name, document in (
-        ("oci-layout", {"imageLayoutVersion": "1.0.0"}),
-        ("index.json", {"schemaVersion": 2, "manifests": [entry]}),
-    ):
-        with open(os.path.join(directory, name), "w") as file:
-            json.dump(document, file)
+    layout = Layout(directory)
+    for _ in range(LAYERS):
+        path = layout.path("new")
+        with open(path, "wb") as file:
+            file.write(os.urandom((megabytes << 20) // LAYERS))
+        layout.layer(path, "layer.v1.tar")
+    layout.finish()
 
 
 @contextlib.contextmanager

@@ -98,19 +98,22 @@ class FileWriters:
         self._processes: list[tuple[int, int]] = []
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._thread = threading.Thread(target=self._collect, name="containerkit-written", daemon=True)
-        shared = os.memfd_create("files", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(shared, SLABS * SLAB)
-            self._memory = mmap.mmap(shared, 0)
-            for _ in range(count):
-                self._processes.append(_spawn(theirs.fileno(), shared))
-            theirs.close()  # so that the socket ends with the processes
+            with theirs:  # only until they have it, so that the socket ends with the processes
+                self._start(theirs)
             self._thread.start()
         except BaseException:
             self._end()
             raise
+
+    def _start(self, theirs: socket.socket) -> None:
+        shared = os.memfd_create("files", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(shared, SLABS * SLAB)
+            self._memory = mmap.mmap(shared, 0)
+            for _ in range(self._count):
+                self._processes.append(_spawn(theirs.fileno(), shared))
         finally:
-            theirs.close()
             os.close(shared)
 
     def __enter__(self) -> Self:
@@ -130,6 +133,8 @@ class FileWriters:
             self._socket.close()
             while self._processes:
                 pid, pidfd = self._processes.pop()
+                with suppress(ProcessLookupError):  # what was no interpreter may not end by itself
+                    pidfd_send_signal(pidfd, signal.SIGKILL)
                 with suppress(ChildProcessError):  # the caller's own waitpid(-1) was faster
                     os.waitpid(pid, 0)
                 os.close(pidfd)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import ContentMismatch, ImageTooLarge, InvalidImage, LayerTooLarge, PlatformMismatch
@@ -21,13 +20,12 @@ from containerkit.image.model import Index, Layer
 from containerkit.image.progress import Meterer
 from containerkit.image.runconfig import RunConfig
 from containerkit.image.stream import read_verified
+from containerkit.image.together import together
 from containerkit.image.unpack import Below, LayerInstaller
 from containerkit.linux.paths import private_umask
 from containerkit.linux.sync import syncfs
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from containerkit.image.digest import Digest
     from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor, ImageConfig, Manifest, Platform
@@ -78,7 +76,6 @@ class Installer:
         self._reads = 0
         self._blobs = BlobStore(root)
         self._cancelled = threading.Event()
-        self._failures: list[BaseException] = []
         self._installer = LayerInstaller(root, source, self._cancelled, Meter(limits))
         self._installer.unpack = unpack
 
@@ -109,7 +106,15 @@ class Installer:
         Raises :class:`ContentMismatch`, :class:`LayerError`, :class:`LimitExceeded`, :class:`KernelError` and what the
         source raises.
         """
-        self._install_layers(layers)
+        chain = tuple(layer.chain_id for layer in layers)
+        with (
+            writers(self._installer.missing(layers)) as self._installer.writers,
+            together(LAYERS_AT_ONCE, "containerkit-layer", self._cancelled, prepare=private_umask) as begin,
+        ):
+            below = Below()
+            for number, layer in enumerate(layers):
+                work = begin(self._installer.install, layer, below)
+                below = Below(chain[: number + 1][::-1], work)
         if self._durable and self._installer.unpacked:
             syncfs(self._installer.directory)  # once an image: what gets a row is whole, also after a power failure
 
@@ -164,35 +169,6 @@ class Installer:
         config = parse_config(self._document(manifest.config, "config"))
         platforms.check(config.platform, self._name, self._platform)
         return config
-
-    def _install_layers(self, layers: tuple[Layer, ...]) -> None:
-        """Install them side by side. The failure that came first is raised; what it made pointless is cancelled."""
-        work: list[Future[None]] = []
-        chain = tuple(layer.chain_id for layer in layers)
-        with (
-            writers(self._installer.missing(layers)) as self._installer.writers,
-            ThreadPoolExecutor(LAYERS_AT_ONCE, "containerkit-layer", initializer=private_umask) as pool,
-        ):
-            try:
-                for number, layer in enumerate(layers):
-                    below = Below(chain[:number][::-1], work[-1] if work else None)
-                    work.append(pool.submit(self._install_layer, layer, below))
-                for future in work:
-                    future.result()
-            except BaseException as error:
-                self._cancelled.set()
-                pool.shutdown(cancel_futures=True)
-                if isinstance(error, Exception) and self._failures:
-                    raise self._failures[0] from None
-                raise
-
-    def _install_layer(self, layer: Layer, below: Below) -> None:
-        try:
-            self._installer.install(layer, below)
-        except BaseException as error:
-            self._failures.append(error)
-            self._cancelled.set()
-            raise
 
 
 def match_layers(manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:

@@ -205,15 +205,9 @@ class TarReader:
             raise self._too_large("bytes of extended headers", "metadata", self._limits.metadata, self._meta_size)
         content = self.take(size)
         self.take(-size % BLOCK)
-        if kind == b"L":
-            pax[b"path"] = content.partition(b"\0")[0]
-        elif kind == b"K":
-            pax[b"linkpath"] = content.partition(b"\0")[0]
-        elif kind in b"xX":
-            pairs = list(parse_pax(content))
-            pax.update(pairs)
-            return pairs
-        return []
+        pairs = extended(kind, content)
+        pax.update(pairs)
+        return pairs if kind in b"xX" else []
 
     def _entry(
         self, block: bytes, fields: tuple[bytes, ...], pax: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]
@@ -299,6 +293,15 @@ class TarReader:
     def _corrupt(self, what: str) -> CorruptLayer:
         name = os.fsdecode(self._name)
         return CorruptLayer(f"the layer {what}, at or after entry {name!r}", entry=name)
+
+
+def extended(kind: bytes, content: bytes) -> list[tuple[bytes, bytes]]:
+    """What an extended header says of the next entry, as pax would say it."""
+    if kind == b"L":
+        return [(b"path", content.partition(b"\0")[0])]
+    if kind == b"K":
+        return [(b"linkpath", content.partition(b"\0")[0])]
+    return list(parse_pax(content)) if kind in b"xX" else []
 
 
 def ustar_name(block: bytes, fields: tuple[bytes, ...]) -> bytes:

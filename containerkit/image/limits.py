@@ -101,21 +101,16 @@ def check_document(size: int, limit: str, limits: ImageLimits = STANDARD) -> Non
 
 def check_members(count: int, limits: ImageLimits = STANDARD) -> None:
     """Raise :class:`ImageTooLarge` for an archive of too many members."""
-    if count > limits.members:
-        raise ImageTooLarge(
-            f"the archive has more than {limits.members} members",
-            limit="members",
-            allowed=limits.members,
-            found=count,
-        )
+    _check_count("archive", "members", count, limits)
 
 
 def check_layers(count: int, limits: ImageLimits = STANDARD) -> None:
     """Raise :class:`ImageTooLarge` for too many layers."""
-    if count > limits.layers:
-        raise ImageTooLarge(
-            f"the image has {count} layers, and {limits.layers} are allowed",
-            limit="layers",
-            allowed=limits.layers,
-            found=count,
-        )
+    _check_count("image", "layers", count, limits)
+
+
+def _check_count(whole: str, limit: str, found: int, limits: ImageLimits) -> None:
+    allowed = getattr(limits, limit)
+    if found > allowed:
+        message = f"the {whole} has {found} {limit}, and {allowed} are allowed"
+        raise ImageTooLarge(message, limit=limit, allowed=allowed, found=found)

@@ -18,8 +18,8 @@ from containerkit.image.layer import (
     PLAIN_FILES,
     SYMLINK,
     ZERO,
+    extended,
     number,
-    parse_pax,
     pax_number,
     ustar_name,
     verify_checksum,
@@ -64,13 +64,7 @@ class _Scan:
             if kind not in b"xLKgXV":
                 self._keep(fields, ustar_name(block, fields), size, pax)
                 return True
-            content = self._extended(size)
-            if kind == b"L":
-                pax[b"path"] = content.partition(b"\0")[0]
-            elif kind == b"K":
-                pax[b"linkpath"] = content.partition(b"\0")[0]
-            elif kind in b"xX":
-                pax.update(parse_pax(content))
+            pax.update(extended(kind, self._extended(size)))
         return False
 
     def behind(self, name: str) -> tuple[int, int] | None:

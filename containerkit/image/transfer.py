@@ -192,7 +192,6 @@ class _Copy:
         self._form = form
         self._packed: dict[Digest, Descriptor] = {}
         self._cancelled = threading.Event()
-        self._failures: list[BaseException] = []
         self._streams: list[Counted] = []  # also those that are closed
 
     def run(self) -> None:
@@ -211,9 +210,9 @@ class _Copy:
             groups = [blobs, manifests, *([step] for step in steps if step.media_type in INDEX_TYPES)]
         for group in groups:
             if len(group) == 1:
-                self._one(group[0])
+                self._put(group[0])
             elif group:
-                self._together(group, at_once)
+                self._put_all(group, at_once)
 
     def rewritten(self, body: bytes) -> bytes:
         """A document with the descriptors of what was packed, in the wanted form."""
@@ -223,32 +222,17 @@ class _Copy:
             body = rewritten(body, self._packed)
         return self._form(body) if self._form is not None else body
 
-    def _together(self, group: Sequence[Descriptor], at_once: int) -> None:
-        """Side by side. The failure that came first is raised; what it made pointless is cancelled."""
-        from concurrent.futures import ThreadPoolExecutor, as_completed
+    def _put_all(self, group: Sequence[Descriptor], at_once: int) -> None:
+        from containerkit.image.together import together
 
-        with ThreadPoolExecutor(min(at_once, len(group)), "containerkit-copy") as pool:
-            try:
-                for future in as_completed([pool.submit(self._one, step) for step in group]):
-                    future.result()
-            except BaseException as error:
-                self._cancelled.set()
-                for stream in tuple(self._streams):
-                    stream.interrupt()
-                pool.shutdown(cancel_futures=True)
-                if isinstance(error, Exception) and self._failures:
-                    raise self._failures[0] from None
-                raise
+        threads = min(at_once, len(group))
+        with together(threads, "containerkit-copy", self._cancelled, interrupt=self._interrupt) as begin:
+            for step in group:
+                begin(self._put, step)
 
-    def _one(self, step: Descriptor) -> None:
-        if self._cancelled.is_set():
-            return  # the failure that did it is raised
-        try:
-            self._put(step)
-        except BaseException as error:
-            self._failures.append(error)
-            self._cancelled.set()
-            raise
+    def _interrupt(self) -> None:
+        for stream in tuple(self._streams):
+            stream.interrupt()
 
     def _put(self, step: Descriptor) -> None:
         while True:

@@ -83,8 +83,8 @@ class LayerInstaller:
         if not self.unpack:
             return 0
         left = [layer.descriptor.size for layer in layers if not self._layers.has(layer.chain_id)]
-        if left and self._found is None:
-            self._found = choose(self._root)  # here, in the caller's thread, whose umask is its own
+        if left:
+            _ = self._driver  # chosen here, in the caller's thread, whose umask is its own
         return sum(left)
 
     def install(self, layer: Layer, below: Below) -> None:

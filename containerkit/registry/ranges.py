@@ -125,12 +125,7 @@ class SideBySide(Bytes):
         self._slow, self._next = False, self._size
         return self._part(offset, None)
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """``size`` bytes, fewer at the end; empty only there."""
-        if self.closed:
-            raise ValueError("read of a closed download")
-        if size is None or size < 0:
-            return self.readall()
+    def _take(self, size: int) -> bytes:
         parts: list[bytes] = []
         while size and (data := self._some(size)):
             parts.append(data)

@@ -33,7 +33,7 @@ PARTIAL_CONTENT = 206
 
 
 class Bytes(io.RawIOBase):
-    """What streams of content have in common: :meth:`read` is theirs."""
+    """What streams of content have in common; :meth:`_take` is theirs."""
 
     _position = 0
 
@@ -44,6 +44,15 @@ class Bytes(io.RawIOBase):
     def tell(self) -> int:
         """Which byte of the blob comes next."""
         return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """``size`` bytes, fewer at the end or where a connection broke; empty only at the whole blob's end."""
+        if self.closed:
+            raise ValueError("read of a closed download")
+        return self.readall() if size is None or size < 0 else self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        raise NotImplementedError
 
     def readall(self) -> bytes:
         """All that is left."""
@@ -115,12 +124,7 @@ class Download(Bytes):
         if (response := self._response) is not None:
             interrupt(response)
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """``size`` bytes, fewer at the end or where a connection broke; empty only at the whole blob's end."""
-        if self.closed:
-            raise ValueError("read of a closed download")
-        if size is None or size < 0:
-            return self.readall()
+    def _take(self, size: int) -> bytes:
         parts: list[bytes] = []
         while size:
             try:

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import tarfile
 import tempfile
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,11 +21,11 @@ from containerkit.image.extract import Extractor, LowersNeeded
 from containerkit.image.filewriters import FileWriters
 from containerkit.image.layer import FILE, TarReader, parse_pax, pax_time
 from containerkit.image.write import header, tar_of
-from containerkit.linux.paths import private_umask
 from support.images import MTIME, hardlink, make_tar, member, snapshot, symlink
+from support.unpacking import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 kernel = pytest.mark.kernel
 
@@ -53,24 +52,6 @@ def helpers(request: pytest.FixtureRequest, processes: FileWriters) -> Iterator[
     Setting.helpers = processes if request.param else None
     yield
     Setting.helpers = None
-
-
-def in_thread(work: Callable[[], None]) -> None:
-    """Run in a thread with the umask 0, as layers are unpacked; raise what it raises."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            private_umask()
-            work()
-        except BaseException as error:  # noqa: BLE001
-            raised.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
 
 
 def unpack(tar: bytes, path: str, lowers: Sequence[str] | None = (), *, piece: int = 1 << 20) -> str:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,8 @@ from containerkit.image.extract import Extractor, LowersNeeded
 from containerkit.image.filewriters import MOST_PENDING, FileWriters, writers
 from containerkit.image.layer import TarReader
 from containerkit.image.writer_process import CONTENT
-from containerkit.linux.paths import private_umask
 from support.images import hardlink, make_tar, member, snapshot, symlink
+from support.unpacking import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,25 +71,16 @@ def directory(session_directory: str) -> Iterator[str]:
 
 def unpack(tar: bytes, path: str, helpers: FileWriters | None, lowers: tuple[str, ...] = ()) -> None:
     """In a thread with the umask 0; raises what it raises."""
-    raised: list[BaseException] = []
     os.mkdir(path)
 
     def work() -> None:
-        try:
-            private_umask()
-            with Extractor(path, lowers) as extractor:
-                if helpers is not None:
-                    extractor.hand_files_to(helpers)
-                extractor.unpack(TarReader(io.BytesIO(tar).read1))
-                extractor.finish(lowers)
-        except BaseException as error:  # noqa: BLE001
-            raised.append(error)
+        with Extractor(path, lowers) as extractor:
+            if helpers is not None:
+                extractor.hand_files_to(helpers)
+            extractor.unpack(TarReader(io.BytesIO(tar).read1))
+            extractor.finish(lowers)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
+    in_thread(work)
 
 
 def outcome(tar: bytes, path: str, helpers: FileWriters | None, lowers: tuple[str, ...] = ()) -> object:
@@ -149,6 +139,15 @@ def test_a_full_disk_is_an_error_with_its_number(helpers: FileWriters, directory
         subprocess.run(["umount", directory], check=True)
 
 
+def expect_lost(helpers: FileWriters, path: str, pieces: Iterator[bytes]) -> None:
+    """Unpack what comes in these pieces, one of which has a process killed."""
+    os.mkdir(path)
+    with Extractor(path) as extractor:
+        extractor.hand_files_to(helpers)
+        with pytest.raises(KernelError, match="helper process"):
+            extractor.unpack(TarReader(lambda: next(pieces, b"")))
+
+
 def test_a_lost_process_is_an_error_and_no_standstill(directory: str) -> None:
     with FileWriters(2) as helpers:
         killed = helpers.pids[0]
@@ -160,12 +159,7 @@ def test_a_lost_process_is_an_error_and_no_standstill(directory: str) -> None:
                     os.kill(killed, signal.SIGKILL)
                 yield tar[start : start + (1 << 20)]
 
-        feed = pieces()
-        os.mkdir(f"{directory}/layer")
-        with Extractor(f"{directory}/layer") as extractor:
-            extractor.hand_files_to(helpers)
-            with pytest.raises(KernelError, match="helper process"):
-                extractor.unpack(TarReader(lambda: next(feed, b"")))
+        expect_lost(helpers, f"{directory}/layer", pieces())
 
 
 def test_processes_that_die_together_are_an_error_too(directory: str) -> None:
@@ -180,12 +174,7 @@ def test_processes_that_die_together_are_an_error_too(directory: str) -> None:
             for pid in helpers.pids:
                 os.kill(pid, signal.SIGKILL)
 
-        feed = pieces()
-        os.mkdir(f"{directory}/layer")
-        with Extractor(f"{directory}/layer") as extractor:
-            extractor.hand_files_to(helpers)
-            with pytest.raises(KernelError, match="helper process"):
-                extractor.unpack(TarReader(lambda: next(feed, b"")))
+        expect_lost(helpers, f"{directory}/layer", pieces())
 
 
 def test_a_process_that_cannot_be_made_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import tarfile
 import tempfile
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,9 +19,9 @@ from containerkit.image.layer import FILE, TarReader
 from containerkit.image.stream import PIECE
 from containerkit.image.walk import MOST_OPEN, Walk
 from containerkit.image.write import END, TarWriter, header, tar_of
-from containerkit.linux.paths import private_umask
 from support import facts
 from support.images import snapshot
+from support.unpacking import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,22 +40,13 @@ def directory(session_directory: str) -> Iterator[str]:
 def extract(tar: bytes, path: str, lowers: tuple[str, ...] = ()) -> str:
     stream = io.BytesIO(tar)
     os.mkdir(path)
-    failures: list[BaseException] = []
 
     def work() -> None:
-        try:
-            private_umask()
-            with Extractor(path, lowers) as extractor:
-                extractor.unpack(TarReader(lambda: stream.read(PIECE)))
-                extractor.finish(lowers or ())
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
+        with Extractor(path, lowers) as extractor:
+            extractor.unpack(TarReader(lambda: stream.read(PIECE)))
+            extractor.finish(lowers or ())
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    in_thread(work)
     return path
 
 
