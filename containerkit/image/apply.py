@@ -41,6 +41,7 @@ class Applier(Extractor):
         self._made = PathMap[None]()  # what this layer has made, or has made something below
         self._made[b""] = None
         self._entered = PathMap[None]()  # directories that are plain now
+        self._pruned = PathMap[None]()  # directories without anything of a lower layer
         if below is not None:
             self._directories[b""] = below
         self._plain(self._root, b"")
@@ -117,6 +118,9 @@ class Applier(Extractor):
         waiting = [directory]
         while waiting:
             path = waiting.pop()
+            if path in self._pruned:
+                continue
+            self._pruned[path] = None
             fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
                 for name in map(os.fsencode, os.listdir(fd)):
@@ -132,6 +136,7 @@ class Applier(Extractor):
         super()._clear(path, base, dir_fd)
         self._made.drop(path)
         self._entered.drop(path)
+        self._pruned.drop(path)
 
     def _dress_directory(self, fd: int, attributes: Entry | Attributes) -> None:
         """A directory of a lower layer takes all that this one says of it, and keeps nothing else."""

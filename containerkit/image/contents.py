@@ -17,7 +17,7 @@ from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
 from containerkit.image.layer import DIRECTORY, LINK, SYMLINK, TarReader
 from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, place
-from containerkit.image.merged import MOST_LINKS
+from containerkit.image.merged import MOST_LINKS, MOST_STEPS
 from containerkit.image.stream import Verified, read_verified, wrong_digest
 
 if TYPE_CHECKING:
@@ -112,11 +112,15 @@ class Contents:
         self.root = Node(Inode(None, IMPLICIT, 0), IMPLICIT)
         self.uses: list[LayerUse] = []
         self._layer = 0
+        self._pruned: set[Node] = set()  # directories without anything of a lower layer
+        self._reader: TarReader | None = None
 
     def add(self, reader: TarReader) -> None:
         """Put one more layer on top. Raises :class:`CorruptLayer` and :class:`UnsafeEntry`, naming the entry."""
         self._layer = len(self.uses)
         self.uses.append(LayerUse())
+        self._pruned.clear()
+        self._reader = reader
         number = 0
         while entry := reader.next():
             head, base = place(entry)
@@ -198,9 +202,12 @@ class Contents:
         """The nodes on the way to ``path``, that itself last; with ``make``, what is missing becomes directories."""
         way = [self.root]
         rest = path.split(b"/")[::-1]
-        links, absolute = 0, False
+        links, steps, absolute = 0, 0, False
         while rest:
             part = rest.pop()
+            steps += 1
+            if steps > MOST_STEPS:
+                raise _unsafe(path, "never ends")
             if part in {b"", b"."}:
                 continue
             if part == b"..":
@@ -235,6 +242,8 @@ class Contents:
             raise _unsafe(link.encode(), "leads to an absolute path that the image does not have")
         if child is not None:
             self._forget(child, "replaced")
+        if self._reader is not None:
+            self._reader.count()
         made = parent.children[part] = Node(Inode(None, self._layer, IMPLICIT), self._layer)
         return made
 
@@ -244,20 +253,26 @@ class Contents:
         if not name or not way or way[-1].children is None:
             return
         if base == WHITEOUT_OPAQUE:
-            self._hide_below(way[-1].children)
+            self._hide_below(way[-1])
         elif name in way[-1].children:
             self._hide(way[-1].children, name)
 
-    def _hide_below(self, children: dict[bytes, Node]) -> None:
-        for name in list(children):
-            self._hide(children, name)
+    def _hide_below(self, directory: Node) -> None:
+        children = directory.children or {}
+        if directory not in self._pruned:
+            self._pruned.add(directory)
+            for name in list(children):
+                self._hide(children, name)
 
     def _hide(self, children: dict[bytes, Node], name: bytes) -> None:
         """Take away what lower layers have at a name and below it."""
         found = [(children, name)]
         for above, each in found:
-            below = above[each].children or {}
-            found += [(below, inner) for inner in below]
+            node = above[each]
+            below = node.children or {}
+            if below and node not in self._pruned:
+                self._pruned.add(node)
+                found += [(below, inner) for inner in below]
         for above, each in reversed(found):
             node = above[each]
             if node.layer < self._layer and not node.children:

@@ -70,6 +70,7 @@ class Extractor:
         # of the layer comes into them, and what was copied from lower layers for hard links to it.
         self._borrowed = PathMap[None]()
         self._merged: MergedView | None = None
+        self._emptied = False
         self._marks = Marks(self._root)
         self._files: LayerFiles | None = None
         self._kinds = {
@@ -316,9 +317,12 @@ class Extractor:
                     os.close(fd)
 
     def _hide_all(self) -> None:
-        """An opaque root: overlay merges roots, whatever is on them, so each name is hidden."""
+        """An opaque root: overlay merges roots, whatever is on them, so each name is hidden. Once is enough."""
         if self._lowers is None:
             raise LowersNeeded
+        if self._emptied:
+            return
+        self._emptied = True
         for name in names_in([os.fsencode(lower) for lower in self._lowers]):
             self._hide(name, name, self._root)
 
@@ -354,6 +358,7 @@ class Extractor:
             try:
                 status = _status(part, dir_fd)
                 if status is None or self._in_the_way(path, status):
+                    self._reader.count()
                     self._make_directory(path, part, dir_fd)
                     inherits = found is not None and stat.S_ISDIR(found.stat.st_mode)
                     self._directories[path] = read_attributes(*found) if found and inherits else Attributes()

@@ -109,7 +109,7 @@ class TarReader:
                 return None
             fields = HEADER.unpack(block)
             verify_checksum(block, fields[6])
-            self._count_header()
+            self.count()
             kind = fields[7]
             if kind in b"xLKgXV":
                 pairs = self._meta(kind, number(fields[4]), pax) or pairs
@@ -186,11 +186,12 @@ class TarReader:
         while self._read():
             pass
 
-    def _count_header(self) -> None:
+    def count(self) -> None:
+        """One more header, or directory without one. Raises :class:`TooManyEntries`."""
         self._headers += 1
         if self._headers > self._limits.entries:
             raise TooManyEntries(
-                f"the layer has more than {self._limits.entries} tar headers",
+                f"the layer has more than {self._limits.entries} tar headers and directories without one",
                 limit="entries",
                 allowed=self._limits.entries,
                 found=self._headers,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OPAQUE = "trusted.overlay.opaque"
 MOST_LINKS = 40
+MOST_STEPS = 4096  # components of a path and of all links on its way
 
 
 class Found(NamedTuple):
@@ -36,12 +37,11 @@ class MergedView:
 
     def locate(self, path: bytes) -> Found | None:
         """What stands at ``path``, none of whose components is followed."""
-        candidates = self.layers
-        found: Found | None = None
-        for part in (b"", *path.split(b"/")) if path else (b"",):
-            found, candidates = level(candidates, part)
+        found, candidates = level(self.layers, b"")
+        for part in path.split(b"/") if path else ():
             if found is None:
                 return None
+            found, candidates = level(candidates, part)
         return found
 
     def resolve(self, path: bytes) -> bytes:
@@ -49,33 +49,36 @@ class MergedView:
 
         Raises :class:`UnsafeEntry` where a symlink climbs above the root, loops, or is absolute and leads nowhere.
         """
-        real: list[bytes] = []
+        way: list[tuple[bytes, list[bytes]]] = []  # each part, and the directories that merge there
         rest = path.split(b"/")[::-1] if path else []
-        links = 0
+        links = steps = 0
         absolute = False
         while rest:
             part = rest.pop()
+            steps += 1
+            if steps > MOST_STEPS:
+                raise _unsafe(path, "never ends")
             if part in {b"", b"."}:
                 continue
             if part == b"..":
-                if not real:
+                if not way:
                     raise _unsafe(path, "climbs above the root")
-                real.pop()
+                way.pop()
                 continue
-            found = self.locate(b"/".join([*real, part]))
+            found, merging = level(way[-1][1] if way else self.layers, part)
             if found is None and absolute:
                 raise _unsafe(path, "leads to an absolute path that the image does not have")
             if found is None or not stat.S_ISLNK(found.stat.st_mode):
-                real.append(part)
+                way.append((part, merging))
                 continue
             links += 1
             if links > MOST_LINKS:
                 raise _unsafe(path, "never ends")
             target = os.readlink(found.path)
             if target.startswith(b"/"):
-                absolute, real = True, []
+                absolute, way = True, []
             rest += target.split(b"/")[::-1]
-        return b"/".join(real)
+        return b"/".join(part for part, _ in way)
 
     def names_of(self, path: bytes, found: Found) -> list[bytes]:
         """Every path at which the view shows the file that was found at ``path``, that one first.

@@ -36,6 +36,8 @@ from containerkit.errors import (
     UnsupportedMediaType,
 )
 from containerkit.image import model
+from containerkit.image.codec import parse_document
+from containerkit.image.contents import read_contents
 from containerkit.image.gc import bringing_in
 from containerkit.image.images import Images
 from containerkit.image.install import Installer
@@ -343,6 +345,8 @@ def files(count: int, size: int) -> bytes:
     ("layers", "limits", "error", "limit", "entry"),
     [
         ([files(9, 1)], {"entries": 8}, TooManyEntries, "entries", "f7"),
+        ([GOOD, make_tar([member("a", b""), member("b/b/b/b/b/b/b/b/b", b"")])],
+         {"entries": 8}, TooManyEntries, "entries", "b/b/b/b/b/b/b/b/b"),
         ([files(9, 1000)], {"layer_size": 5000}, LayerTooLarge, "layer_size", "f5"),
         ([files(1, 30_000)], {"layer_size": 20_000, "file_size": 1 << 40}, LayerTooLarge, "layer_size", "f0"),
         ([GOOD, files(3, 1000)], {"file_size": 999}, FileTooLarge, "file_size", "f0"),
@@ -362,6 +366,20 @@ def test_limits_of_a_layer(
     assert caught.value.layer in map(digest, made.layers)
     assert caught.value.found > caught.value.allowed
     assert images.list() == []
+
+
+def test_links_that_lead_to_and_fro_for_hours(images: Images, tmp_path: Path) -> None:
+    """Each of no more components than a path may have."""
+    to_and_fro = "/".join(["a", ".."] * 400)
+    entries = [member("a/"), *(symlink(f"l{number}", f"{to_and_fro}/l{number + 1}") for number in range(30))]
+    made = MadeImage([make_tar([*entries, member("l30/"), member("l0/new", b"")])])
+    layout = made.write_layout(str(tmp_path / "layout"))
+    manifest = parse_document(made.manifest)
+    assert isinstance(manifest, model.Manifest)
+    for action in (lambda: images.load(layout), lambda: read_contents(made, manifest.layers)):
+        with pytest.raises(UnsafeEntry, match="never ends") as caught:
+            action()
+        assert caught.value.entry.startswith("l0")
 
 
 def test_what_only_just_fits(state: State, tmp_path: Path) -> None:
