@@ -33,8 +33,8 @@ class BlobStore:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        #: Layers that were packed here: whatever comes out of them went in, so no limit on that is asked.
-        self.packed: set[Digest] = set()
+        #: Layers that were packed here, or that the caller has had unpacked: how well they are packed is no question.
+        self.accepted: set[Digest] = set()
 
     def path(self, digest: Digest) -> str:
         """Where the blob is, or would be."""

@@ -16,6 +16,7 @@ from containerkit.image.codec import LARGEST_CONFIG, parse_config
 from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
 from containerkit.image.layer import DIRECTORY, LINK, SYMLINK, TarReader
+from containerkit.image.limits import STANDARD, limits_of
 from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, place
 from containerkit.image.merged import MOST_LINKS, MOST_STEPS
 from containerkit.image.stream import Verified, read_verified, wrong_digest
@@ -318,7 +319,7 @@ def open_layer(source: BlobSource, descriptor: Descriptor, diff_id: Digest | Non
     try:
         with source.open(descriptor) as stream:
             verified = Verified(stream, descriptor)
-            read = decompressed(verified.piece)
+            read = decompressed(verified.piece, limits_of(source, descriptor, STANDARD))
             hashed = _Hashed(read, diff_id.hasher()) if diff_id is not None else None
             yield TarReader(hashed.piece if hashed is not None else read)
             verified.drain()

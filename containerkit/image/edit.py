@@ -24,6 +24,7 @@ from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
 from containerkit.image.epoch import source_date
 from containerkit.image.flatten import flattened
+from containerkit.image.limits import STANDARD, limits_of
 from containerkit.image.model import (
     DOCKER_LAYER,
     DOCKER_MANIFEST,
@@ -393,7 +394,7 @@ def _checked(read: Callable[[], bytes]) -> Iterator[bytes]:
 def _layer_pieces(source: BlobSource, layer: Descriptor) -> Iterator[bytes]:
     with source.open(layer) as stream:
         verified = Verified(stream, layer)
-        yield from iter(decompressed(verified.piece), b"")
+        yield from iter(decompressed(verified.piece, limits_of(source, layer, STANDARD)), b"")
         verified.drain()
 
 

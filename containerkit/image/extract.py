@@ -238,20 +238,26 @@ class Extractor:
         if parent:
             path = join(parent[1], base)
             self._settle_path(path)
-            if _exists(base, parent[0]):
+            status = _status(base, parent[0])
+            if status is not None and not is_whiteout(status):
+                if stat.S_ISDIR(status.st_mode):
+                    raise self._no_file(entry)
                 return parent[0], path, base
         view = self._view()
         real_head = view.resolve(head)
         found = view.locate(join(real_head, base))
         if found is None or stat.S_ISDIR(found.stat.st_mode):
-            kind = UnsafeEntry if entry.link.startswith(b"/") else CorruptLayer
-            target = os.fsdecode(entry.link)
-            raise kind(f"{entry.display!r} is a hard link to {target!r}, no file of the image", entry=entry.display)
+            raise self._no_file(entry)
         dir_fd, real = self._parents.get(real_head) or self._enter(real_head)
         path = join(real, base)
         if not _exists(base, dir_fd):
             self._copy_up(view, path, found)
         return dir_fd, path, base
+
+    def _no_file(self, entry: Entry) -> LayerError:
+        kind = UnsafeEntry if entry.link.startswith(b"/") else CorruptLayer
+        target = os.fsdecode(entry.link)
+        return kind(f"{entry.display!r} is a hard link to {target!r}, no file of the image", entry=entry.display)
 
     def _copy_up(self, view: MergedView, path: bytes, found: Found) -> None:
         """Copy a file of a lower layer, under all the names that the view shows it by."""

@@ -7,9 +7,12 @@ Whoever knows better gives other ones: ``ImageLimits(entries=10_000)``, or ``STA
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CompressionBomb, DocumentTooLarge, ImageTooLarge, LayerTooLarge
+
+if TYPE_CHECKING:
+    from containerkit.image.model import Descriptor
 
 GIB = 1 << 30
 
@@ -42,6 +45,15 @@ class ImageLimits(NamedTuple):
 STANDARD = ImageLimits()
 #: For what has been accepted already, and is read again.
 UNLIMITED = ImageLimits._make((*[1 << 62] * (len(ImageLimits._fields) - 1), True))
+
+
+def limits_of(source: object, layer: Descriptor, limits: ImageLimits) -> ImageLimits:
+    """What ``layer`` of ``source`` may ask for.
+
+    One that the source has ``accepted`` is no bomb, however well it was packed: a file may be one large hole.
+    """
+    accepted = layer.digest in getattr(source, "accepted", ())
+    return limits._replace(ratio=UNLIMITED.ratio) if accepted else limits
 
 
 class Meter:

@@ -69,7 +69,7 @@ def pack(pieces: Iterable[bytes], blobs: BlobStore, compression: str = "gzip", l
         diff_id = Digest.from_hash(plain)
         digest = sink.finish() or diff_id
         ingest.commit(digest)
-    blobs.packed.add(digest)
+    blobs.accepted.add(digest)
     return Packed(Descriptor(OCI_LAYER + suffix, digest, sink.size), diff_id)
 
 

@@ -31,8 +31,8 @@ class Scratch:
         self._below = below
         self._directory = directory
         self._made: dict[Digest, Any] = {}
-        #: As :attr:`.BlobStore.packed`, also of ``below``.
-        self.packed: set[Digest] = set().union(*(getattr(source, "packed", ()) for source in below))
+        #: As :attr:`.BlobStore.accepted`, also of ``below``.
+        self.accepted: set[Digest] = set().union(*(getattr(source, "accepted", ()) for source in below))
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """A blob. Raises :class:`BlobNotFound`."""

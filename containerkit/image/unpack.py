@@ -14,7 +14,7 @@ from containerkit.image.drivers import choose
 from containerkit.image.extract import LowersNeeded
 from containerkit.image.ingest import Resumed, another_place
 from containerkit.image.layer import TarReader
-from containerkit.image.limits import UNLIMITED, Meter
+from containerkit.image.limits import Meter, limits_of
 from containerkit.image.progress import Meterer
 from containerkit.image.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead, Verified, wrong_digest
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from containerkit.image.drivers import Driver
     from containerkit.image.filewriters import FileWriters
     from containerkit.image.ingest import Ingest
-    from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Layer
     from containerkit.image.transfer import BlobSource
 
@@ -141,12 +140,6 @@ class LayerInstaller:
     def _another_place(self, layer: Layer) -> bool:
         return another_place(self._source, layer.descriptor)
 
-    def _limits(self, layer: Layer) -> ImageLimits:
-        """What was packed in this process is no bomb, however well it was packed: a file may be one large hole."""
-        limits = self._meter.limits
-        packed = layer.descriptor.digest in getattr(self._source, "packed", ())
-        return limits._replace(ratio=UNLIMITED.ratio) if packed else limits
-
     def _unpack_stored(self, layer: Layer, below: Below) -> None:
         below.wait()
         with self._blobs.open(layer.descriptor) as stream:
@@ -164,7 +157,8 @@ class LayerInstaller:
             with self._driver.extractor(tree, lowers if knows_lowers else None) as extractor:
                 if self.writers is not None and self.writers.ready():
                     extractor.hand_files_to(self.writers)
-                plain = decompressed(read, self._limits(layer), lambda size: self._meter.set(layer.chain_id, size))
+                limits = limits_of(self._source, layer.descriptor, self._meter.limits)
+                plain = decompressed(read, limits, lambda size: self._meter.set(layer.chain_id, size))
                 with ReadAhead(plain, layer.diff_id.hasher()) as ahead:
                     extractor.unpack(TarReader(ahead.piece, self._meter.limits))
                 _check(layer, ahead.digest())

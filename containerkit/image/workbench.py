@@ -70,10 +70,15 @@ class Workbench:
         with lease(self._state):
             yield tuple(map(self.hold, images))
 
-    def _source(self) -> BlobSource:
+    def _source(self, *images: Image) -> BlobSource:
+        """Where the blobs of ``images`` are. What has been unpacked was accepted then."""
         from containerkit.image.blobs import BlobStore
 
-        return BlobStore(self._state.root)
+        blobs = BlobStore(self._state.root)
+        for image in images:
+            if image.unpacked:
+                blobs.accepted.update(layer.digest for layer in image.manifest.layers)
+        return blobs
 
     # --- looking
 
@@ -89,7 +94,7 @@ class Workbench:
         from containerkit.image.inspect import tree
 
         with self._holding(image) as (found,):
-            return tree(self._source(), found.manifest, found.config)
+            return tree(self._source(found), found.manifest, found.config)
 
     def read_file(self, image: Image | str, path: str) -> bytes:
         """One file's content, read from the layers as they travel. Links are followed inside the image.
@@ -100,14 +105,14 @@ class Workbench:
         from containerkit.image.inspect import read_file
 
         with self._holding(image) as (found,):
-            return read_file(self._source(), found.manifest, path)
+            return read_file(self._source(found), found.manifest, path)
 
     def open_file(self, image: Image | str, path: str) -> BinaryIO:
         """One file as a stream, to be closed; else as :meth:`read_file`."""
         from containerkit.image.inspect import open_file
 
         with self._holding(image) as (found,):
-            stream = cast("BufferedReader", open_file(self._source(), found.manifest, path))
+            stream = cast("BufferedReader", open_file(self._source(found), found.manifest, path))
             try:
                 stream.peek(1)  # opens the layer, which from then on may be removed
             except BaseException:
@@ -120,7 +125,7 @@ class Workbench:
         from containerkit.image.image_diff import Side, diff_images
 
         with self._holding(old, new) as both:
-            return tuple(diff_images(*(Side(self._source(), image.manifest) for image in both)))
+            return tuple(diff_images(*(Side(self._source(image), image.manifest) for image in both)))
 
     @contextmanager
     def mount(self, image: Image | str) -> Iterator[int]:
@@ -148,7 +153,7 @@ class Workbench:
         from containerkit.image.host_edit import Edit
 
         with self._holding(image) as (found,):
-            return Edit(self, self._source(), found)
+            return Edit(self, self._source(found), found)
 
     def copy(
         self,

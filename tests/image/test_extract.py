@@ -243,6 +243,16 @@ def test_a_hard_link_cannot_take_the_place_of_its_targets_directory(directory: s
 
 
 @kernel
+@pytest.mark.parametrize("target", ["p", "p/q", "own", "new", "/p"])
+def test_a_hard_link_to_a_directory_is_none(directory: str, target: str) -> None:
+    below = lower(f"{directory}/lower")
+    tar = make_tar([member("own/"), *([member("new/")] if target == "new" else []), hardlink("new", target)])
+    with pytest.raises(LayerError, match="no file of the image") as caught:
+        unpack(tar, f"{directory}/layer", (below,))
+    assert (type(caught.value), caught.value.entry) == (UnsafeEntry if target == "/p" else CorruptLayer, "new")
+
+
+@kernel
 def test_what_a_hard_link_brought_along_is_taken_back(directory: str) -> None:
     below = lower(f"{directory}/lower")
     gone = unpack(make_tar([hardlink("x", "p/q/f"), member(".wh.p", b"")]), f"{directory}/gone", (below,))

@@ -14,13 +14,23 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from containerkit.errors import CorruptLayer, DigestMismatch, FileTooLarge, LayerError, PathNotInImage, UnsafeEntry
+from containerkit.errors import (
+    CompressionBomb,
+    CorruptLayer,
+    DigestMismatch,
+    FileTooLarge,
+    LayerError,
+    PathNotInImage,
+    UnsafeEntry,
+)
+from containerkit.image import contents, edit
 from containerkit.image.changes import Change, tree_changes
 from containerkit.image.contents import open_layer, read_contents
 from containerkit.image.flatten import flattened
 from containerkit.image.image_diff import Side, diff_images
 from containerkit.image.inspect import history, open_file, read_file, tree
 from containerkit.image.layer import DIRECTORY, FILE, SYMLINK
+from containerkit.image.limits import STANDARD
 from containerkit.image.lookup import find_file
 from containerkit.image.scratch import Scratch
 from support import edited
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import containerkit as ck
     from containerkit.image.model import Manifest
 
 KINDS = {
@@ -283,6 +294,23 @@ def test_a_hard_link_cannot_take_the_place_of_its_targets_directory() -> None:
     made = from_layers([member("d/"), member("d/f", b"x")], [hardlink("d", "d/f")])
     with pytest.raises(CorruptLayer, match="below itself"):
         tree(made, manifest(made))
+
+
+def test_what_was_unpacked_is_no_bomb_when_it_is_looked_into(
+    host: ck.Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may be one large hole."""
+    made = from_layers([member("hole", bytes(1 << 20)), member("small", b"content")])
+    layout = made.write_layout(str(tmp_path / "layout"))
+    host.images.load(layout, tag="hole:1")
+    for module in (contents, edit):
+        monkeypatch.setattr(module, "STANDARD", STANDARD._replace(ratio_free=1000))
+    assert [file.size for file in host.images.tree("hole:1").files] == [1 << 20, 7]
+    assert host.images.read_file("hole:1", "/small") == b"content"
+    assert host.images.diff("hole:1", "hole:1") == ()
+    assert host.images.edit("hole:1").flatten().commit("flat:1").layers
+    with pytest.raises(CompressionBomb):
+        READERS["tree"](made)
 
 
 def test_history_with_its_layers() -> None:

@@ -340,6 +340,28 @@ def test_the_standalone_server_ends_by_sigint(tmp_path: Any) -> None:
         assert process.wait(20) == 0
 
 
+def test_users_of_the_standalone_server_from_a_file(tmp_path: Any) -> None:
+    users = tmp_path / "users"
+    users.write_text("alice:s3cret:with a colon\n\nbob:x\n")
+    with standalone(tmp_path / "registry", f"--users={users}") as (_, host):
+        for name, password, status in (("alice", "s3cret:with a colon", 200), ("bob", "x", 200), ("bob", "y", 401)):
+            secret = base64.b64encode(f"{name}:{password}".encode()).decode()
+            assert ask(host, "GET", "/v2/", authorization=f"Basic {secret}").status == status
+
+
+@pytest.mark.parametrize("content", [None, "", "nobody\n", ":x\n", "a:\n"])
+def test_a_file_without_users_does_not_let_everybody_in(tmp_path: Any, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "users").write_text(content)
+    command = [sys.executable, "-m", "containerkit.registry.server", str(tmp_path / "registry")]
+    done = subprocess.run(
+        [*command, f"--users={tmp_path}/users"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert not (tmp_path / "registry").exists()
+
+
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
 def test_a_connection_that_breaks_keeps_what_came(repository: Repository, method: str) -> None:
     location, content = repository.begin(), b"all of it, in the end"

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import threading
 
 from containerkit.registry.server.server import serve
+
+
+def lines_of(path: str | None) -> list[str]:
+    """The lines of a file, or of standard input, that are not empty."""
+    if path is None:
+        return []
+    with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
+        return [line for line in file.read().splitlines() if line]
+
+
+def users_of(entries: list[str]) -> dict[str, str] | None:
+    """Names and passwords; None where everybody may come in."""
+    users = {}
+    for entry in entries:
+        name, colon, password = entry.partition(":")
+        if not (name and colon and password):
+            raise ValueError("a user is written NAME:PASSWORD")
+        users[name] = password
+    return users or None
 
 
 def main() -> None:
@@ -17,12 +37,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--tls", action="store_true", help="make an authority and a certificate, and speak https")
     parser.add_argument("--name", action="append", default=[], help="the certificate is for this name or address, too")
-    parser.add_argument("--user", action="append", default=[], metavar="NAME:PASSWORD")
+    parser.add_argument("--user", action="append", default=[], metavar="NAME:PASSWORD", help="everybody sees it in ps")
+    parser.add_argument("--users", metavar="FILE", help="NAME:PASSWORD on each line; - for standard input")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--no-deletion", action="store_true")
     parser.add_argument("--upstream", default="", help="be a read-through cache of this registry")
     options = parser.parse_args()
-    users = dict(user.split(":", 1) for user in options.user) or None
+    try:
+        users = users_of([*options.user, *lines_of(options.users)])
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if options.users and not users:
+        parser.error(f"{options.users} has no users")
     with serve(
         options.directory,
         host=options.host,
