@@ -6,6 +6,7 @@ import collections
 import contextlib
 import os
 import shutil
+import string
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _reason(report: pytest.TestReport) -> str:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return reason.removeprefix("Skipped: ").removeprefix(facts.MISSING)
+
+
+# The directories that tests make are parts of image names for podman, which may not end in an underscore.
+tempfile._RandomNameSequence.characters = string.ascii_lowercase + string.digits
 
 
 @pytest.fixture(scope="session", autouse=True)
