@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from containerkit.image.blobs import BlobStore
-from containerkit.image.changes import upper_changes, upper_differs
-from containerkit.image.difflayer import upper_layer
-from containerkit.image.merged import MergedView
+from containerkit.image.layers.changes import upper_changes, upper_differs
+from containerkit.image.layers.difflayer import upper_layer
+from containerkit.image.layers.merged import MergedView
 from containerkit.image.pack import pack
+from containerkit.image.store.blobs import BlobStore
 from containerkit.state import State
 
 if TYPE_CHECKING:

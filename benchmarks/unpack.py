@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from containerkit.image.compression import decompressed
-from containerkit.image.extract import Extractor
-from containerkit.image.filewriters import writers
-from containerkit.image.layer import TarReader
+from containerkit.image.layers.compression import decompressed
+from containerkit.image.layers.extract import Extractor
+from containerkit.image.layers.filewriters import writers
+from containerkit.image.layers.layer import TarReader
 from containerkit.image.stream import PIECE, ReadAhead
 from containerkit.linux.paths import private_umask
 

@@ -118,6 +118,16 @@ def test_registry_and_isolation_never_meet() -> None:
     assert "registry" not in table()["isolation"]
 
 
+LAYERS = f"{PACKAGE}.image.layers"
+BELOW_LAYERS = {f"{PACKAGE}.image.{name}" for name in ("digest", "limits", "stream", "model")}
+
+
+@pytest.mark.parametrize("module", sorted(module for module in FILES if module.startswith(f"{LAYERS}.")))
+def test_layers_know_nothing_of_images_blobs_or_the_state_root(module: str) -> None:
+    known = {name for _, name in _imports(module) if name.startswith((f"{PACKAGE}.image.", f"{PACKAGE}.state"))}
+    assert not {name for name in known if not name.startswith(LAYERS)} - BELOW_LAYERS
+
+
 @pytest.mark.parametrize("module", sorted(FILES))
 def test_a_module_imports_only_what_its_room_may(module: str) -> None:
     room = _room(module)

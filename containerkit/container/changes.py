@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
     from containerkit.container.container import Container
     from containerkit.container.containers import Containers
-    from containerkit.image.changes import Change
     from containerkit.image.images import Image
+    from containerkit.image.layers.changes import Change
 
 
 class ContainerChanges:

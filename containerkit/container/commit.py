@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from containerkit.container.container import Container
     from containerkit.container.record import Record
-    from containerkit.image.blobs import BlobStore
-    from containerkit.image.changes import Change
     from containerkit.image.images import Image, Images
+    from containerkit.image.layers.changes import Change
     from containerkit.image.model import Descriptor
     from containerkit.image.pack import Packed
     from containerkit.image.runconfig import RunConfig
+    from containerkit.image.store.blobs import BlobStore
     from containerkit.state import State
 
 # Mount points that a start makes where the image lacks them. The mounts upon them keep the container's hands off, so
@@ -39,8 +39,8 @@ def diff(container: Container) -> list[Change]:
 
     Raises :class:`Unsupported` where its writable layer is in memory, :class:`ContainerNotFound` where it is removed.
     """
-    from containerkit.image.changes import tree_changes, upper_changes
-    from containerkit.image.merged import MergedView
+    from containerkit.image.layers.changes import tree_changes, upper_changes
+    from containerkit.image.layers.merged import MergedView
 
     own, lowers = _own(container), container.record.lowers
     if not own:
@@ -53,11 +53,11 @@ def diff(container: Container) -> list[Change]:
 def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> None:
     """Write the container's root file system as one tar to a path or a binary file; nothing that is mounted in it.
 
-    It may run: what changes meanwhile is as :func:`~containerkit.image.write.tar_of` tells. A new file at a path
+    It may run: what changes meanwhile is as :func:`~containerkit.image.layers.write.tar_of` tells. A new file at a path
     appears whole, or not at all. Raises the errors of :func:`diff`, and :class:`KernelError` where no overlay can be
     mounted.
     """
-    from containerkit.image.files import writing
+    from containerkit.image.archives.files import writing
 
     place = os.fspath(target) if isinstance(target, str | os.PathLike) else cast("BinaryIO", target)
     with writing(place) as file:
@@ -66,7 +66,7 @@ def export(container: Container, target: str | os.PathLike[str] | IO[bytes]) -> 
 
 def _export(container: Container, file: IO[bytes]) -> None:
     from containerkit.image.drivers.overlay import Overlay
-    from containerkit.image.write import tar_of
+    from containerkit.image.layers.write import tar_of
 
     own, lowers = _own(container), container.record.lowers
     whole = own and container.record.clone
@@ -103,11 +103,11 @@ def commit(
     Raises :class:`InvalidReference`, :class:`InvalidOption`, :class:`LayerError`, :class:`LimitExceeded`, and the
     errors of :func:`diff`.
     """
-    from containerkit.image.blobs import BlobStore
     from containerkit.image.epoch import source_date
-    from containerkit.image.gc import bringing_in
     from containerkit.image.instructions import change_container
     from containerkit.image.reference import Reference
+    from containerkit.image.store.blobs import BlobStore
+    from containerkit.image.store.gc import bringing_in
 
     names = (_stored(Reference.parse(name)),) if name is not None else ()
     epoch = source_date(epoch)
@@ -143,9 +143,9 @@ def _own(container: Container) -> str:
 
 def _pack(container: Container, blobs: BlobStore, compression: str, epoch: int | None, *, pause: bool) -> Packed | None:
     """The writable layer as a blob; None where nothing was changed."""
-    from containerkit.image.changes import tree_differs, upper_differs
-    from containerkit.image.difflayer import tree_layer, upper_layer
-    from containerkit.image.merged import MergedView
+    from containerkit.image.layers.changes import tree_differs, upper_differs
+    from containerkit.image.layers.difflayer import tree_layer, upper_layer
+    from containerkit.image.layers.merged import MergedView
     from containerkit.image.pack import pack
 
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ from containerkit.errors import (
 )
 from containerkit.image.host_image import WRITABLE_BYTES
 from containerkit.image.image import Image
-from containerkit.image.leases import touch_in
+from containerkit.image.store.leases import touch_in
 from containerkit.isolation import spawner
 from containerkit.isolation.process import PIPE, Completed, Process
 from containerkit.linux import mount

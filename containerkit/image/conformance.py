@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import NotConformant
 from containerkit.image.conformance_cases import LAYERS, OPAQUE, SPARSE, WHITEOUT, Item
-from containerkit.image.layer import TarReader
+from containerkit.image.layers.layer import TarReader
 from containerkit.linux.paths import private_umask
 
 if TYPE_CHECKING:

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import ContentMismatch, CorruptLayer, InvalidImage, LayerError, UnsafeEntry
 from containerkit.image.codec import LARGEST_CONFIG, parse_config
-from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
-from containerkit.image.layer import DIRECTORY, LINK, SYMLINK, TarReader
+from containerkit.image.layers.compression import decompressed
+from containerkit.image.layers.layer import DIRECTORY, LINK, SYMLINK, TarReader
+from containerkit.image.layers.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, place
+from containerkit.image.layers.merged import MOST_LINKS, MOST_STEPS
 from containerkit.image.limits import STANDARD, limits_of
-from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, place
-from containerkit.image.merged import MOST_LINKS, MOST_STEPS
 from containerkit.image.stream import Verified, read_verified, wrong_digest
 
 if TYPE_CHECKING:
     from _hashlib import HASH
     from collections.abc import Callable, Iterator, Sequence
 
-    from containerkit.image.layer import Entry
+    from containerkit.image.layers.layer import Entry
     from containerkit.image.model import Descriptor, Manifest
     from containerkit.image.transfer import BlobSource
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from containerkit.errors import InvalidReference
 from containerkit.image import platform as platforms
-from containerkit.image.archive import open_archive
-from containerkit.image.blobs import BlobStore
+from containerkit.image.archives.archive import open_archive
+from containerkit.image.archives.docker_archive import docker_tar
+from containerkit.image.archives.layout import layout_directory, layout_tar
 from containerkit.image.codec import LARGEST_CONFIG, LARGEST_DOCUMENT, parse_config, parse_document
-from containerkit.image.docker_archive import docker_tar
-from containerkit.image.layout import layout_directory, layout_tar
 from containerkit.image.model import INDEX_TYPES, Manifest
 from containerkit.image.progress import Meterer, shown
 from containerkit.image.pushing import known_places, push_image
 from containerkit.image.reference import Reference
 from containerkit.image.rewrite import as_oci, redescribed
+from containerkit.image.store.blobs import BlobStore
 from containerkit.image.stream import read_verified
 from containerkit.image.transfer import Counted, copy_image, resolve_manifest
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import BinaryIO
 
+    from containerkit.image.archives.docker_archive import DockerTar
+    from containerkit.image.archives.layout import LayoutSink
     from containerkit.image.digest import Digest
-    from containerkit.image.docker_archive import DockerTar
-    from containerkit.image.layout import LayoutSink
     from containerkit.image.model import Descriptor, Platform
     from containerkit.image.progress import Show, Watcher
     from containerkit.image.transfer import BlobSource, Connect, Remote
@@ -235,7 +235,7 @@ def _already(place: Place) -> Iterator[Sequence[Outgoing]]:
 
 
 def _others(names: Sequence[str], tag: str) -> tuple[str, ...]:
-    from containerkit.image.layout import canonical
+    from containerkit.image.archives.layout import canonical
 
     taken = {tag, canonical(tag)}
     return tuple(name for name in names if name not in taken)

@@ -20,10 +20,11 @@ from containerkit.image.codec import (
     parse_config,
     parse_document,
 )
-from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
 from containerkit.image.epoch import source_date
 from containerkit.image.flatten import flattened
+from containerkit.image.layers.compression import decompressed
+from containerkit.image.layers.write import END
 from containerkit.image.limits import STANDARD, limits_of
 from containerkit.image.model import (
     DOCKER_LAYER,
@@ -37,7 +38,6 @@ from containerkit.image.rewrite import repacked_row
 from containerkit.image.scratch import Scratch
 from containerkit.image.stream import PIECE, Verified, read_verified
 from containerkit.image.transfer import copy_image
-from containerkit.image.write import END
 
 if TYPE_CHECKING:
     import os
@@ -365,7 +365,7 @@ def _plain(layer: str | os.PathLike[str] | Iterable[bytes], epoch: int | None) -
     if not isinstance(layer, str | os.PathLike):
         return layer
     if os.path.isdir(layer):
-        from containerkit.image.difflayer import directory_layer
+        from containerkit.image.layers.difflayer import directory_layer
 
         return directory_layer(os.fspath(layer), epoch=epoch)
     return _tar_pieces(os.fspath(layer))
@@ -378,7 +378,7 @@ def _tar_pieces(path: str) -> Iterator[bytes]:
 
 def _checked(read: Callable[[], bytes]) -> Iterator[bytes]:
     """What ``read`` gives, once it has proved to be a tar as far as it has come."""
-    from containerkit.image.layer import BLOCK, HEADER, ZERO, verify_checksum
+    from containerkit.image.layers.layer import BLOCK, HEADER, ZERO, verify_checksum
 
     head = b""
     while len(head) < BLOCK and (piece := read()):

@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CorruptLayer
-from containerkit.image.attributes import Attributes
 from containerkit.image.contents import Contents, open_layer, pairs
 from containerkit.image.inspect import file_pieces
-from containerkit.image.layer import BLOCK, DIRECTORY, FILE, LINK
-from containerkit.image.members import WHITEOUT, join
-from containerkit.image.write import END, MARK, header
+from containerkit.image.layers.attributes import Attributes
+from containerkit.image.layers.layer import BLOCK, DIRECTORY, FILE, LINK
+from containerkit.image.layers.members import WHITEOUT, join
+from containerkit.image.layers.write import END, MARK, header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from containerkit.image.contents import Inode, Node
     from containerkit.image.digest import Digest
-    from containerkit.image.layer import Entry
+    from containerkit.image.layers.layer import Entry
     from containerkit.image.model import Descriptor
     from containerkit.image.transfer import BlobSource
 

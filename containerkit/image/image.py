@@ -108,7 +108,7 @@ class Image:
         return (self.id, self.digest, self.media_type, self.run.to_json(), self._layers, self.size, self.created_ns)
 
     def _read(self, digest: Digest) -> bytes:
-        from containerkit.image.blobs import BlobStore
+        from containerkit.image.store.blobs import BlobStore
 
         try:
             return BlobStore(self._root).read(digest)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.image.changes import ADDED, CHANGED, DELETED, Change
 from containerkit.image.contents import diff_ids_of, open_layer, read_contents
 from containerkit.image.digest import new_hash
 from containerkit.image.inspect import file_pieces
-from containerkit.image.layer import DIRECTORY, FILE
+from containerkit.image.layers.changes import ADDED, CHANGED, DELETED, Change
+from containerkit.image.layers.layer import DIRECTORY, FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

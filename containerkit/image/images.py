@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
-    from containerkit.image.archive import Archive
+    from containerkit.image.archives.archive import Archive
+    from containerkit.image.archives.layout import Stored
     from containerkit.image.digest import Digest
     from containerkit.image.install import Installer
-    from containerkit.image.layout import Stored
     from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor, Platform
     from containerkit.image.progress import Show, Watcher
@@ -85,9 +85,9 @@ class Images(Workbench):
 
         Raises :class:`ImageNotFound`, and :class:`ImageInUse` where a container needs what would go.
         """
-        from containerkit.image.gc import gc as sweep
         from containerkit.image.record import forget_image, take_name
         from containerkit.image.rows import is_known
+        from containerkit.image.store.gc import gc as sweep
 
         with self._state.transaction() as database:
             found = Found(image.row) if isinstance(image, Image) else find(database, image)
@@ -116,8 +116,8 @@ class Images(Workbench):
         Raises :class:`ImageNotFound`, :class:`PlatformMismatch`, :class:`InvalidImage`, :class:`ContentMismatch`,
         :class:`LayerError` and :class:`RegistryError`, and then leaves nothing of the image.
         """
-        from containerkit.image.gc import bringing_in
         from containerkit.image.progress import shown
+        from containerkit.image.store.gc import bringing_in
 
         reference = Reference.parse(name)
         remote = self._connect(reference, push=False)
@@ -141,10 +141,10 @@ class Images(Workbench):
         image's here.
         Raises :class:`ImageNotFound`, :class:`InvalidReference` and :class:`RegistryError`.
         """
-        from containerkit.image.blobs import BlobStore
-        from containerkit.image.leases import lease, touch
         from containerkit.image.progress import shown
         from containerkit.image.pushing import known_places, push_image
+        from containerkit.image.store.blobs import BlobStore
+        from containerkit.image.store.leases import lease, touch
 
         reference = Reference.parse(name)
         also = [Reference.parse(f"{reference.registry}/{reference.repository}:{tag}") for tag in tags]
@@ -197,9 +197,9 @@ class Images(Workbench):
 
     @contextmanager
     def _archive(self, path: str | os.PathLike[str] | BinaryIO) -> Iterator[Archive]:
-        from containerkit.image.archive import open_archive
-        from containerkit.image.gc import bringing_in
+        from containerkit.image.archives.archive import open_archive
         from containerkit.image.limits import STANDARD
+        from containerkit.image.store.gc import bringing_in
 
         place = os.fspath(path) if isinstance(path, str | os.PathLike) else path
         with (
@@ -234,9 +234,9 @@ class Images(Workbench):
         ``FileNotFoundError``.
         """
         from containerkit.image.epoch import source_date
-        from containerkit.image.gc import bringing_in
         from containerkit.image.platform import parse
         from containerkit.image.rootfs import check_layers, make_image
+        from containerkit.image.store.gc import bringing_in
 
         reference = Reference.parse(tag)
         wanted = parse(platform) if isinstance(platform, str) else platform
@@ -268,7 +268,7 @@ class Images(Workbench):
         ``platform`` and ``unpack`` are as for :meth:`pull`. Raises what :meth:`pull` raises.
         """
         from containerkit.image.codec import LARGEST_DOCUMENT
-        from containerkit.image.gc import bringing_in
+        from containerkit.image.store.gc import bringing_in
         from containerkit.image.stream import read_verified
 
         names = (stored_name(Reference.parse(name)),) if name else ()
@@ -291,7 +291,7 @@ class Images(Workbench):
         """Bring in the image of the manifest or index ``body``, whose digest has been verified, under the limits.
 
         ``label`` is what errors call it, ``names`` are canonical. The caller holds the lease
-        (:func:`~containerkit.image.gc.bringing_in`). Raises what :meth:`pull` raises.
+        (:func:`~containerkit.image.store.gc.bringing_in`). Raises what :meth:`pull` raises.
         """
         from containerkit.image.platform import parse
         from containerkit.image.record import record_image, row_of

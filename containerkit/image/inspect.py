@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CorruptLayer, FileTooLarge, InvalidImage, PathNotInImage, UnsafeEntry
 from containerkit.image.contents import diff_ids_of, open_layer, read_contents
-from containerkit.image.layer import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, SYMLINK
+from containerkit.image.layers.layer import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, SYMLINK
 from containerkit.image.lookup import find_file
 from containerkit.image.stream import PIECE
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from containerkit.image.contents import Inode, Node
-    from containerkit.image.layer import Entry, TarReader
+    from containerkit.image.layers.layer import Entry, TarReader
     from containerkit.image.model import Descriptor, ImageConfig, Manifest
     from containerkit.image.transfer import BlobSource
 

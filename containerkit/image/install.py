@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import ContentMismatch, ImageTooLarge, InvalidImage, LayerTooLarge, PlatformMismatch
 from containerkit.image import platform as platforms
-from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import parse_config, parse_document, require_image
-from containerkit.image.filewriters import writers
-from containerkit.image.ingest import another_place
+from containerkit.image.layers.filewriters import writers
 from containerkit.image.limits import STANDARD, Meter, check_document, check_layer_size, check_layers
 from containerkit.image.model import Index, Layer
 from containerkit.image.progress import Meterer
 from containerkit.image.runconfig import RunConfig
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.ingest import another_place
 from containerkit.image.stream import read_verified
 from containerkit.image.together import together
 from containerkit.image.unpack import Below, LayerInstaller

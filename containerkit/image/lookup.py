@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import UnsafeEntry
 from containerkit.image.contents import Inode, open_layer, pairs, read_contents
-from containerkit.image.layer import DIRECTORY, LINK, SYMLINK
-from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, join, place
-from containerkit.image.merged import MOST_LINKS
+from containerkit.image.layers.layer import DIRECTORY, LINK, SYMLINK
+from containerkit.image.layers.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, join, place
+from containerkit.image.layers.merged import MOST_LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from containerkit.image.digest import Digest
-    from containerkit.image.layer import TarReader
+    from containerkit.image.layers.layer import TarReader
     from containerkit.image.model import Descriptor
     from containerkit.image.transfer import BlobSource
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
-    from containerkit.image.blobs import BlobStore
-    from containerkit.image.ingest import Ingest
+    from containerkit.image.store.blobs import BlobStore
+    from containerkit.image.store.ingest import Ingest
 
 GZIP_HEADER = bytes((0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 255))
 RAW = -15

@@ -6,13 +6,13 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from containerkit.errors import ContainerkitError, InvalidImage, Unsupported
-from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import LARGEST_DOCUMENT, parse_document
 from containerkit.image.digest import Digest
 from containerkit.image.model import DOCKER_LAYER, OCI_LAYER, Manifest
 from containerkit.image.pack import Gzip, Zstd, cut
 from containerkit.image.reference import Reference
 from containerkit.image.rewrite import media_type_of, packed_type
+from containerkit.image.store.blobs import BlobStore
 from containerkit.image.stream import Verified, read_verified
 from containerkit.image.transfer import copy_image
 

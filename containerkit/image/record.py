@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import BlobNotFound, ImageInUse, ImageNotFound
-from containerkit.image.leases import touch
 from containerkit.image.rows import COLUMNS, by_id, is_known
+from containerkit.image.store.leases import touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,10 +98,10 @@ def require_whole(state: State, row: Row) -> None:
     by_id(state.database, identity)
     if is_known(state.database, identity, manifest):
         return
-    from containerkit.image.blobs import BlobStore
     from containerkit.image.codec import parse_document
     from containerkit.image.digest import Digest
     from containerkit.image.model import Manifest
+    from containerkit.image.store.blobs import BlobStore
 
     blobs = BlobStore(state.root)
     with suppress(BlobNotFound):

@@ -7,24 +7,24 @@ from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from containerkit.image.blobs import BlobStore, pieces_of
 from containerkit.image.codec import encode, make_manifest, parse_document
-from containerkit.image.compression import LONGEST_MAGIC, compression_of, decompressed
 from containerkit.image.contents import read_contents
-from containerkit.image.difflayer import directory_layer
 from containerkit.image.digest import Digest, new_hash
 from containerkit.image.epoch import timestamp
 from containerkit.image.instructions import apply_changes
+from containerkit.image.layers.compression import LONGEST_MAGIC, compression_of, decompressed
+from containerkit.image.layers.difflayer import directory_layer
 from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest
 from containerkit.image.pack import pack
 from containerkit.image.platform import host_platform
+from containerkit.image.store.blobs import BlobStore, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
-    from containerkit.image.ingest import Ingest
     from containerkit.image.model import Platform
+    from containerkit.image.store.ingest import Ingest
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import BinaryIO, Self
 
-    from containerkit.image.blobs import BlobStore
+    from containerkit.image.store.blobs import BlobStore
     from containerkit.image.transfer import BlobSource
 
 IN_MEMORY = 8 << 20

@@ -7,8 +7,8 @@ import threading
 from typing import TYPE_CHECKING, Protocol, cast
 
 from containerkit.errors import BlobNotFound, ContentMismatch, ImageTooLarge, PlatformMismatch
-from containerkit.image.ingest import another_place
 from containerkit.image.limits import STANDARD, check_document
+from containerkit.image.store.ingest import another_place
 from containerkit.image.stream import Cancelled, read_verified
 
 if TYPE_CHECKING:

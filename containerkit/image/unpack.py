@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import ContentMismatch, DigestMismatch, LayerError
-from containerkit.image.blobs import BlobStore
-from containerkit.image.compression import decompressed
 from containerkit.image.drivers import choose
-from containerkit.image.extract import LowersNeeded
-from containerkit.image.ingest import Resumed, another_place
-from containerkit.image.layer import TarReader
+from containerkit.image.layers.compression import decompressed
+from containerkit.image.layers.extract import LowersNeeded
+from containerkit.image.layers.layer import TarReader
 from containerkit.image.limits import Meter, limits_of
 from containerkit.image.progress import Meterer
-from containerkit.image.snapshots import LayerStore
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.ingest import Resumed, another_place
+from containerkit.image.store.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead, Verified, wrong_digest
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from containerkit.image.digest import Digest
     from containerkit.image.drivers import Driver
-    from containerkit.image.filewriters import FileWriters
-    from containerkit.image.ingest import Ingest
+    from containerkit.image.layers.filewriters import FileWriters
     from containerkit.image.model import Layer
+    from containerkit.image.store.ingest import Ingest
     from containerkit.image.transfer import BlobSource
 
 

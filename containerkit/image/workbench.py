@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from io import BufferedReader
     from typing import BinaryIO
 
-    from containerkit.image.changes import Change
     from containerkit.image.copies import Outgoing
     from containerkit.image.digest import Digest
-    from containerkit.image.gc import Collected
     from containerkit.image.host_edit import Edit
     from containerkit.image.images import Image
     from containerkit.image.inspect import Step, Tree
+    from containerkit.image.layers.changes import Change
     from containerkit.image.model import Descriptor, Platform
     from containerkit.image.progress import Show, Watcher
+    from containerkit.image.store.gc import Collected
+    from containerkit.image.store.usage import Usage
+    from containerkit.image.store.verify import Problem
     from containerkit.image.transfer import BlobSource, Connect
-    from containerkit.image.usage import Usage
-    from containerkit.image.verify import Problem
     from containerkit.state import State
 
 
@@ -65,14 +65,14 @@ class Workbench:
 
     @contextmanager
     def _holding(self, *images: Image | str) -> Iterator[tuple[Image, ...]]:
-        from containerkit.image.leases import lease
+        from containerkit.image.store.leases import lease
 
         with lease(self._state):
             yield tuple(map(self.hold, images))
 
     def _source(self, *images: Image) -> BlobSource:
         """Where the blobs of ``images`` are. What has been unpacked was accepted then."""
-        from containerkit.image.blobs import BlobStore
+        from containerkit.image.store.blobs import BlobStore
 
         blobs = BlobStore(self._state.root)
         for image in images:
@@ -169,8 +169,8 @@ class Workbench:
         ``docker-archive:PATH[:NAME]`` and ``containerkit:NAME``, without unpacking: :func:`.copies.copy`.
         """  # noqa: D205 - the list is one
         from containerkit.image.copies import copy, own_platform
-        from containerkit.image.leases import lease
         from containerkit.image.progress import shown
+        from containerkit.image.store.leases import lease
 
         def register(blobs: BlobSource, descriptor: Descriptor, name: str) -> Digest:
             wanted = platform or own_platform(blobs, descriptor)
@@ -201,7 +201,7 @@ class Workbench:
         images give the same bytes. Raises :class:`ImageNotFound`, ``OSError``.
         """
         from containerkit.image.copies import save
-        from containerkit.image.leases import lease
+        from containerkit.image.store.leases import lease
 
         with lease(self._state):
             save(target, [one for image in images for one in self._outgoing(image, format)], format)
@@ -234,8 +234,8 @@ class Workbench:
         """
         import time
 
-        from containerkit.image.gc import gc
         from containerkit.image.record import forget_image
+        from containerkit.image.store.gc import gc
 
         latest = time.time_ns() - int((max_age or 0) * 1e9)
         wanted = tuple(labels)
@@ -261,7 +261,7 @@ class Workbench:
 
         Downloads that broke off, and could go on, stay for ``partial_age`` seconds.
         """
-        from containerkit.image.gc import gc
+        from containerkit.image.store.gc import gc
 
         return gc(
             self._state, max_bytes=max_bytes, max_age=max_age, keep=keep, dry_run=dry_run, partial_age=partial_age
@@ -269,28 +269,28 @@ class Workbench:
 
     def df(self) -> Usage:
         """What images, layers and containers take of the disk, shared and alone: :func:`.usage.df`."""
-        from containerkit.image.usage import df
+        from containerkit.image.store.usage import df
 
         return df(self._state)
 
     def verify(self, *, repair: bool = False, deep: bool = True) -> tuple[Problem, ...]:
         """Hash everything again and tell what is damaged or missing: :func:`.verify.verify`."""
-        from containerkit.image.verify import verify
+        from containerkit.image.store.verify import verify
 
         return tuple(verify(self._state, repair, deep=deep))
 
     @contextmanager
     def lease(self, name: str | None = None) -> Iterator[None]:
         """Nothing that this process brings in or reads meanwhile is collected; with a name, until :meth:`end_lease`."""
-        from containerkit.image.leases import lease
+        from containerkit.image.store.leases import lease
 
         with lease(self._state, name):
             yield
 
     def hold(self, image: Image | str) -> Image:
         """The image, all of which stays until the end of the caller's :meth:`lease`. Raises :class:`ImageNotFound`."""
-        from containerkit.image.leases import BLOB, LAYER, hold
         from containerkit.image.record import require_whole
+        from containerkit.image.store.leases import BLOB, LAYER, hold
 
         found, root = self._of(image), self._state.root
         hold(root, BLOB, found.id)
@@ -303,7 +303,7 @@ class Workbench:
 
     def end_lease(self, name: str) -> bool:
         """End a lease with a name; False where there is none."""
-        from containerkit.image.leases import end_lease
+        from containerkit.image.store.leases import end_lease
 
         return end_lease(self._state, name)
 

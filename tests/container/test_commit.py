@@ -28,13 +28,13 @@ from containerkit.errors import (
     TooManyEntries,
     Unsupported,
 )
-from containerkit.image.blobs import BlobStore
-from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
 from containerkit.image.host_image import host_image
 from containerkit.image.instructions import apply_changes, duration
+from containerkit.image.layers.compression import decompressed
 from containerkit.image.limits import ImageLimits
 from containerkit.image.model import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, OCI_MANIFEST
+from containerkit.image.store.blobs import BlobStore
 from support import edited, facts
 from support.images import describe, make_tar, member
 
@@ -333,7 +333,7 @@ def test_a_failed_export_leaves_no_file(worked: ck.Container, directory: str, mo
         yield b"x"
         raise OSError("broken")
 
-    monkeypatch.setattr("containerkit.image.write.tar_of", broken)
+    monkeypatch.setattr("containerkit.image.layers.write.tar_of", broken)
     with pytest.raises(OSError, match="broken"):
         export(worked, f"{directory}/root.tar")
     assert os.listdir(directory) == []

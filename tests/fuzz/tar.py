@@ -18,9 +18,9 @@ import engine
 import zstandard
 
 from containerkit.errors import ContainerkitError
-from containerkit.image.compression import decompressed
-from containerkit.image.extract import Extractor
-from containerkit.image.layer import TarReader, is_header
+from containerkit.image.layers.compression import decompressed
+from containerkit.image.layers.extract import Extractor
+from containerkit.image.layers.layer import TarReader, is_header
 from containerkit.image.limits import ImageLimits
 
 if TYPE_CHECKING:

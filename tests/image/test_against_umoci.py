@@ -15,7 +15,7 @@ from containerkit.image.contents import read_contents
 from containerkit.image.drivers import choose
 from containerkit.image.flatten import flattened
 from containerkit.image.images import Images
-from containerkit.image.layer import DIRECTORY
+from containerkit.image.layers.layer import DIRECTORY
 from containerkit.linux.mount import new_mount
 from containerkit.state import State
 from support.images import MadeImage, hardlink, make_tar, member, snapshot, symlink

@@ -38,12 +38,12 @@ from containerkit.errors import (
 from containerkit.image import model
 from containerkit.image.codec import parse_document
 from containerkit.image.contents import read_contents
-from containerkit.image.gc import bringing_in
 from containerkit.image.images import Images
 from containerkit.image.install import Installer
-from containerkit.image.layer import DIRECTORY, FILE
+from containerkit.image.layers.layer import DIRECTORY, FILE
 from containerkit.image.limits import ImageLimits
 from containerkit.image.reference import Reference
+from containerkit.image.store.gc import bringing_in
 from containerkit.registry.client import connect
 from support.faulty import Faulty, answer
 from support.images import MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink

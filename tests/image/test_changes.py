@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from containerkit.errors import LayerError
-from containerkit.image.changes import Comparison, tree_changes, tree_differs, upper_changes, upper_differs
-from containerkit.image.difflayer import tree_layer, upper_layer
-from containerkit.image.merged import MergedView
-from containerkit.image.walk import Walk
+from containerkit.image.layers.changes import Comparison, tree_changes, tree_differs, upper_changes, upper_differs
+from containerkit.image.layers.difflayer import tree_layer, upper_layer
+from containerkit.image.layers.merged import MergedView
+from containerkit.image.layers.walk import Walk
 from containerkit.linux.clone import clone_tree
 from containerkit.linux.mount import new_mount
 from image.test_write import extract
@@ -31,7 +31,7 @@ from support.peers import umoci_unpack
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from containerkit.image.walk import Visit
+    from containerkit.image.layers.walk import Visit
 
 pytestmark = pytest.mark.kernel
 SECOND = 1_000_000_000

@@ -12,8 +12,8 @@ import pytest
 import zstandard
 
 from containerkit.errors import CompressionBomb, CorruptLayer, LayerTooLarge
-from containerkit.image import compression
-from containerkit.image.compression import compression_of, decompressed
+from containerkit.image.layers import compression
+from containerkit.image.layers.compression import compression_of, decompressed
 from containerkit.image.limits import ImageLimits
 from support.images import make_tar, member
 

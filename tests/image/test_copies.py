@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from containerkit.errors import ImageNotFound, InvalidReference, PlatformMismatch
-from containerkit.image.archive import open_archive
+from containerkit.image.archives.archive import open_archive
 from containerkit.image.codec import parse_document
 from containerkit.image.copies import Outgoing, Place, copy, open_place, save
 from containerkit.image.edit_index import IndexEditor

@@ -16,7 +16,7 @@ from containerkit.image.conformance_cases import LAYERS
 from containerkit.image.drivers import choose, driver
 from containerkit.image.drivers.copy import Copy
 from containerkit.image.drivers.overlay import Overlay
-from containerkit.image.extract import Extractor
+from containerkit.image.layers.extract import Extractor
 from containerkit.linux.clone import clone_tree
 from containerkit.state import State, driver_of
 from support import facts

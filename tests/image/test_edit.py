@@ -17,7 +17,7 @@ from containerkit.image.codec import parse_document
 from containerkit.image.edit import Editor
 from containerkit.image.edit_index import IndexEditor, repack
 from containerkit.image.flatten import flattened
-from containerkit.image.layer import FILE, TarReader
+from containerkit.image.layers.layer import FILE, TarReader
 from containerkit.image.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER,

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit.errors import CorruptLayer, LayerError, LayerTooLarge, UnsafeEntry
-from containerkit.image.attributes import Attributes
-from containerkit.image.extract import Extractor, LowersNeeded
-from containerkit.image.filewriters import FileWriters
-from containerkit.image.layer import FILE, TarReader, parse_pax, pax_time
-from containerkit.image.write import header, tar_of
+from containerkit.image.layers.attributes import Attributes
+from containerkit.image.layers.extract import Extractor, LowersNeeded
+from containerkit.image.layers.filewriters import FileWriters
+from containerkit.image.layers.layer import FILE, TarReader, parse_pax, pax_time
+from containerkit.image.layers.write import header, tar_of
 from support.images import MTIME, hardlink, make_tar, member, snapshot, symlink
 from support.unpacking import in_thread
 

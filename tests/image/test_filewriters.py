@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 import containerkit as ck
 from containerkit.errors import CorruptLayer, KernelError, LayerError
-from containerkit.image import filewriters
-from containerkit.image.extract import Extractor, LowersNeeded
-from containerkit.image.filewriters import MOST_PENDING, FileWriters, writers
-from containerkit.image.layer import TarReader
-from containerkit.image.writer_process import CONTENT
+from containerkit.image.layers import filewriters
+from containerkit.image.layers.extract import Extractor, LowersNeeded
+from containerkit.image.layers.filewriters import MOST_PENDING, FileWriters, writers
+from containerkit.image.layers.layer import TarReader
+from containerkit.image.layers.writer_process import CONTENT
 from support.images import hardlink, make_tar, member, snapshot, symlink
 from support.unpacking import in_thread
 
@@ -209,7 +209,7 @@ def test_what_runs_here_may_be_no_interpreter(monkeypatch: pytest.MonkeyPatch, d
 OWNER = """\
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from containerkit.image.filewriters import FileWriters
+from containerkit.image.layers.filewriters import FileWriters
 helpers = FileWriters(2)
 print(*helpers.pids, flush=True)
 time.sleep(60)

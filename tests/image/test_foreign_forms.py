@@ -22,13 +22,13 @@ from containerkit.errors import (
     UnsupportedMediaType,
 )
 from containerkit.image import model
-from containerkit.image.archive import open_archive
+from containerkit.image.archives.archive import open_archive
+from containerkit.image.archives.tarindex import places
 from containerkit.image.copies import Outgoing, copy, save
 from containerkit.image.digest import Digest
 from containerkit.image.install import Installer
 from containerkit.image.limits import ImageLimits
 from containerkit.image.reference import Reference
-from containerkit.image.tarindex import places
 from containerkit.image.transfer import resolve_manifest
 from support import edited
 from support.images import MadeImage, describe, digest, hardlink, make_tar, member, snapshot, symlink

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from containerkit.image import inventory, leases
-from containerkit.image.blobs import BlobStore
-from containerkit.image.gc import bringing_in, gc
 from containerkit.image.images import Images
-from containerkit.image.inventory import disk_bytes
-from containerkit.image.leases import end_lease, lease, touch, touch_in
 from containerkit.image.model import Descriptor
-from containerkit.image.usage import df
-from containerkit.image.verify import verify
+from containerkit.image.store import inventory, leases
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.gc import bringing_in, gc
+from containerkit.image.store.inventory import disk_bytes
+from containerkit.image.store.leases import end_lease, lease, touch, touch_in
+from containerkit.image.store.usage import df
+from containerkit.image.store.verify import verify
 from containerkit.state import State
 from support import crash
 from support.images import MadeImage, digest, make_tar, member
@@ -342,7 +342,7 @@ def test_an_image_that_comes_back_after_its_eviction_keeps_its_content(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process loads it again between the two transactions of a collection."""
-    from containerkit.image import gc as module
+    from containerkit.image.store import gc as module
 
     images = images_of(state, MadeImage([make_tar([member("file", b"content")])]))
     image = images.pull("example.org/app:1")

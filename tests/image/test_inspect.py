@@ -24,12 +24,12 @@ from containerkit.errors import (
     UnsafeEntry,
 )
 from containerkit.image import contents, edit
-from containerkit.image.changes import Change, tree_changes
 from containerkit.image.contents import open_layer, read_contents
 from containerkit.image.flatten import flattened
 from containerkit.image.image_diff import Side, diff_images
 from containerkit.image.inspect import history, open_file, read_file, tree
-from containerkit.image.layer import DIRECTORY, FILE, SYMLINK
+from containerkit.image.layers.changes import Change, tree_changes
+from containerkit.image.layers.layer import DIRECTORY, FILE, SYMLINK
 from containerkit.image.limits import STANDARD
 from containerkit.image.lookup import find_file
 from containerkit.image.scratch import Scratch

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from containerkit.errors import CorruptLayer
-from containerkit.image.layer import DIRECTORY, FILE, LINK, SYMLINK, Entry, TarReader
+from containerkit.image.layers.layer import DIRECTORY, FILE, LINK, SYMLINK, Entry, TarReader
 from containerkit.image.limits import ImageLimits
 from support import facts
 

@@ -12,9 +12,9 @@ import pytest
 
 import containerkit as ck
 from containerkit.errors import ImageNotFound, RegistryNotFound
-from containerkit.image.archive import open_archive
-from containerkit.image.blobs import BlobStore
+from containerkit.image.archives.archive import open_archive
 from containerkit.image.images import Image, Images
+from containerkit.image.store.blobs import BlobStore
 from containerkit.registry import serve
 from containerkit.state import MIGRATIONS, SCHEMA, State
 from support import crash

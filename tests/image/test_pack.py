@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit.errors import InvalidImage
-from containerkit.image.blobs import BlobStore
-from containerkit.image.compression import decompressed
 from containerkit.image.digest import Digest
+from containerkit.image.layers.compression import decompressed
 from containerkit.image.model import OCI_LAYER
 from containerkit.image.pack import Gzip, pack
+from containerkit.image.store.blobs import BlobStore
 from containerkit.image.stream import PIECE
 from support import facts
 
@@ -106,7 +106,7 @@ def test_a_store_that_fails_is_told(blobs: BlobStore, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    from containerkit.image import ingest
+    from containerkit.image.store import ingest
 
     monkeypatch.setattr(ingest.Ingest, "write", full)
     taken = []

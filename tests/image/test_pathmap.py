@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from containerkit.image.members import is_below
-from containerkit.image.pathmap import PathMap
+from containerkit.image.layers.members import is_below
+from containerkit.image.layers.pathmap import PathMap
 
 PATHS = st.lists(st.sampled_from([b"a", b"b", b"ab", b"c"]), max_size=5).map(b"/".join)
 

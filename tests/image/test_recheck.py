@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import containerkit as ck
-from containerkit.image.blobs import BlobStore
 from containerkit.image.drivers import choose
-from containerkit.image.gc import gc
 from containerkit.image.images import Images
-from containerkit.image.inventory import disk_bytes
-from containerkit.image.leases import LAYER, hold, lease
-from containerkit.image.usage import df
-from containerkit.image.verify import verify
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.gc import gc
+from containerkit.image.store.inventory import disk_bytes
+from containerkit.image.store.leases import LAYER, hold, lease
+from containerkit.image.store.usage import df
+from containerkit.image.store.verify import verify
 from containerkit.linux.tree import remove_tree
 from containerkit.state import State
 from support import facts

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from containerkit.errors import AmbiguousImage, DigestMismatch, InvalidArchive
-from containerkit.image.archive import open_archive
+from containerkit.image.archives.archive import open_archive
 from containerkit.image.copies import Outgoing, save
 from containerkit.image.edit_index import IndexEditor
 from containerkit.image.model import OCI_INDEX, Platform

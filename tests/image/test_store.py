@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from containerkit.errors import ContainerkitError, DigestMismatch, KernelError, StateError
-from containerkit.image.archive import open_archive
-from containerkit.image.blobs import BlobStore
+from containerkit.image.archives.archive import open_archive
 from containerkit.image.codec import parse_config
-from containerkit.image.gc import bringing_in, gc
 from containerkit.image.images import Images
-from containerkit.image.ingest import partial_path
 from containerkit.image.install import Installer
 from containerkit.image.model import Descriptor
 from containerkit.image.record import record_image
-from containerkit.image.usage import df
-from containerkit.image.verify import verify
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.gc import bringing_in, gc
+from containerkit.image.store.ingest import partial_path
+from containerkit.image.store.usage import df
+from containerkit.image.store.verify import verify
 from containerkit.registry.client import connect
 from containerkit.state import SCHEMA, VERSION, State
 from support import crash

@@ -66,7 +66,7 @@ def test_processes_that_pull_remove_and_collect_never_lose_a_reachable_blob(
 
 
 def _expect_no_problem(state: State) -> None:
-    from containerkit.image.verify import verify
+    from containerkit.image.store.verify import verify
 
     assert verify(state, deep=False) == []
 

@@ -13,8 +13,8 @@ import pytest
 import containerkit as ck
 from containerkit.container.containers import Containers
 from containerkit.errors import DigestMismatch, ImageNotFound, LayerTooLarge, PathNotInImage, SizeMismatch
-from containerkit.image.extract import Extractor
 from containerkit.image.images import Images
+from containerkit.image.layers.extract import Extractor
 from containerkit.image.limits import ImageLimits
 from containerkit.state import State, driver_of
 from support import crash

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from containerkit.errors import LayerError
-from containerkit.image.attributes import Attributes
-from containerkit.image.extract import Extractor
-from containerkit.image.layer import FILE, TarReader
+from containerkit.image.layers.attributes import Attributes
+from containerkit.image.layers.extract import Extractor
+from containerkit.image.layers.layer import FILE, TarReader
+from containerkit.image.layers.walk import MOST_OPEN, Walk
+from containerkit.image.layers.write import END, TarWriter, header, tar_of
 from containerkit.image.stream import PIECE
-from containerkit.image.walk import MOST_OPEN, Walk
-from containerkit.image.write import END, TarWriter, header, tar_of
 from support import facts
 from support.images import snapshot
 from support.unpacking import in_thread

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from containerkit.errors import BlobUnknown, ContentMismatch, DigestMismatch, RegistryTimeout
-from containerkit.image.blobs import BlobStore
 from containerkit.image.digest import Digest
 from containerkit.image.images import Images
 from containerkit.image.model import OCI_LAYER, OCI_MANIFEST, Descriptor
 from containerkit.image.reference import Reference
+from containerkit.image.store.blobs import BlobStore
 from containerkit.registry.client import Registries
 from containerkit.registry.credentials import Credentials
 from containerkit.registry.mirrors import Mirrors

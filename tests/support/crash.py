@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from containerkit.container.containers import Containers
 from containerkit.errors import ImageInUse, ImageNotFound
-from containerkit.image.gc import gc
 from containerkit.image.images import Images
-from containerkit.image.inventory import Inventory
-from containerkit.image.verify import verify
+from containerkit.image.store.gc import gc
+from containerkit.image.store.inventory import Inventory
+from containerkit.image.store.verify import verify
 from containerkit.registry.client import connect
 from containerkit.state import State
 

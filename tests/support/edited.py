@@ -7,8 +7,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from containerkit.image.archives.layout import layout_directory
 from containerkit.image.codec import parse_config, parse_document
-from containerkit.image.layout import layout_directory
 from containerkit.image.model import Descriptor, ImageConfig, Manifest
 from containerkit.image.transfer import copy_image
 from support.images import MadeImage, digest, hardlink, make_tar, member, snapshot, symlink

@@ -22,7 +22,7 @@ from containerkit.state import driver_of, remember_driver
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from containerkit.image.extract import Extractor
+    from containerkit.image.layers.extract import Extractor
 
 NAMES = ("overlay", "btrfs", "fuse-overlayfs", "copy")
 """Every driver, in the order in which they are tried."""

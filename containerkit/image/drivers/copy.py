@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from containerkit.image.apply import Applier
 from containerkit.image.drivers.overlay import topmost
+from containerkit.image.layers.apply import Applier
 from containerkit.linux.clone import clone_tree
 from containerkit.linux.tree import remove_tree
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from containerkit.errors import KernelError, Unsupported
 from containerkit.image.drivers.overlay import Overlay, topmost
 from containerkit.image.drivers.scratch import scratch
-from containerkit.image.merged import OPAQUE
+from containerkit.image.layers.merged import OPAQUE
 from containerkit.linux import mount
 
 if TYPE_CHECKING:

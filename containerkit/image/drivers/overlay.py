@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError, Unsupported
 from containerkit.image.drivers.scratch import scratch
-from containerkit.image.extract import Extractor
-from containerkit.image.merged import OPAQUE
+from containerkit.image.layers.extract import Extractor
+from containerkit.image.layers.merged import OPAQUE
 from containerkit.linux import mount
 from containerkit.linux.tree import remove_tree
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import BlobUnknown, ImageNotFound, ManifestUnknown, RegistryNotFound
-from containerkit.image.blobs import BlobStore
 from containerkit.image.reference import OFFICIAL, Reference
+from containerkit.image.store.blobs import BlobStore
 from containerkit.registry.server.storage import Directory, Manifest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from containerkit.errors import ImageError, LayerError
-from containerkit.image.compression import decompressed
+from containerkit.image.layers.compression import decompressed
 from containerkit.image.limits import STANDARD, check_document
 from containerkit.image.model import DOCKER_LAYER, INDEX_TYPES, MANIFEST_TYPES, OCI_LAYER
 from containerkit.image.stream import Verified, read_verified, wrong_digest

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from containerkit.errors import ContainerkitError, InvalidReference
 from containerkit.image.digest import Digest
 from containerkit.image.drivers import driver
-from containerkit.image.ingest import PARTIAL
-from containerkit.image.inventory import Content, Inventory, content_of, disk_bytes
-from containerkit.image.leases import BLOB, LAYER, begun_before, lease, open_locks, place, place_of
 from containerkit.image.reference import Reference
+from containerkit.image.store.ingest import PARTIAL
+from containerkit.image.store.inventory import Content, Inventory, content_of, disk_bytes
+from containerkit.image.store.leases import BLOB, LAYER, begun_before, lease, open_locks, place, place_of
 from containerkit.linux.locks import locked, same_file
 from containerkit.linux.tree import remove_tree
 from containerkit.state import driver_of
@@ -39,7 +39,7 @@ from containerkit.state import driver_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from containerkit.image.inventory import Held
+    from containerkit.image.store.inventory import Held
     from containerkit.state import State
 
 GONE = "gone-"

@@ -11,10 +11,10 @@ import os
 from typing import TYPE_CHECKING
 
 from containerkit.errors import UnsafeEntry
-from containerkit.image.layer import CHARACTER
+from containerkit.image.layers.layer import CHARACTER
 
 if TYPE_CHECKING:
-    from containerkit.image.layer import Entry
+    from containerkit.image.layers.layer import Entry
 
 WHITEOUT = b".wh."
 WHITEOUT_META = b".wh..wh."

@@ -12,17 +12,17 @@ import stat
 from typing import TYPE_CHECKING
 
 from containerkit.errors import LayerError
-from containerkit.image.changes import Comparison, regrouped
-from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE
-from containerkit.image.merged import MergedView
-from containerkit.image.walk import Walk
-from containerkit.image.write import TarWriter
+from containerkit.image.layers.changes import Comparison, regrouped
+from containerkit.image.layers.members import WHITEOUT, WHITEOUT_OPAQUE
+from containerkit.image.layers.merged import MergedView
+from containerkit.image.layers.walk import Walk
+from containerkit.image.layers.write import TarWriter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from containerkit.image.changes import Difference
-    from containerkit.image.walk import Visit
+    from containerkit.image.layers.changes import Difference
+    from containerkit.image.layers.walk import Visit
 
 
 def upper_layer(
@@ -32,7 +32,7 @@ def upper_layer(
 
     Times later than ``epoch`` (seconds) become it. ``leave_out`` are relative names that are passed over. Raises
     :class:`LayerError` for names and attributes that no layer can hold. The tree may change meanwhile, as for
-    :func:`~containerkit.image.write.tar_of`.
+    :func:`~containerkit.image.layers.write.tar_of`.
     """
     writer = TarWriter(epoch)
     with Walk(upper) as walk:

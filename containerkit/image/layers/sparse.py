@@ -9,7 +9,7 @@ from containerkit.errors import CorruptLayer, FileTooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from containerkit.image.layer import TarReader
+    from containerkit.image.layers.layer import TarReader
 
 BLOCK = 512
 MOST_DIGITS = 20
@@ -39,7 +39,7 @@ def make(size: int, regions: Iterable[tuple[int, int]]) -> Sparse:
 
 def read_gnu_map(reader: TarReader, block: bytes, most: int) -> Sparse:
     """The map of an entry of type ``S``: four regions in the header, 21 in each extension block that follows it."""
-    from containerkit.image.layer import number
+    from containerkit.image.layers.layer import number
 
     regions = _gnu_regions(block[386:482], number)
     more, blocks = block[482], 0

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from containerkit.errors import CorruptLayer, InvalidArchive
-from containerkit.image.layer import BLOCK, FILE
+from containerkit.image.archives.tarindex import places
+from containerkit.image.layers.layer import BLOCK, FILE
 from containerkit.image.limits import STANDARD
 from containerkit.image.stream import PIECE
-from containerkit.image.tarindex import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -154,8 +154,8 @@ class TarTarget:
 
     def write(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
         """Append one file."""
-        from containerkit.image.attributes import Attributes
-        from containerkit.image.write import header
+        from containerkit.image.layers.attributes import Attributes
+        from containerkit.image.layers.write import header
 
         head = header(os.fsencode(name), FILE, Attributes(0o644), size=size)
         self._file.write(head)

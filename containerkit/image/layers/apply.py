@@ -11,17 +11,17 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from containerkit.image.attributes import read_attributes, set_xattrs
-from containerkit.image.extract import OPEN_DIRECTORY, STRICT, Extractor
-from containerkit.image.members import join
-from containerkit.image.merged import MergedView
-from containerkit.image.pathmap import PathMap
+from containerkit.image.layers.attributes import read_attributes, set_xattrs
+from containerkit.image.layers.extract import OPEN_DIRECTORY, STRICT, Extractor
+from containerkit.image.layers.members import join
+from containerkit.image.layers.merged import MergedView
+from containerkit.image.layers.pathmap import PathMap
 from containerkit.linux.paths import openat2
 
 if TYPE_CHECKING:
-    from containerkit.image.attributes import Attributes
-    from containerkit.image.filewriters import FileWriters
-    from containerkit.image.layer import Entry
+    from containerkit.image.layers.attributes import Attributes
+    from containerkit.image.layers.filewriters import FileWriters
+    from containerkit.image.layers.layer import Entry
 
 _POSIX_ACL = "system.posix_acl"
 _LABEL = b"security.selinux"  # the host's policy gives and keeps it

@@ -20,14 +20,14 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from containerkit.errors import CorruptLayer, KernelError, LayerError, UnsafeEntry
-from containerkit.image import layer
-from containerkit.image.attributes import Attributes, copy_file, read_attributes
-from containerkit.image.filewriters import LayerFiles, WriteFailed
-from containerkit.image.marks import Marks
-from containerkit.image.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, is_below, join, place
-from containerkit.image.merged import MergedView, is_whiteout, names_in
-from containerkit.image.nodes import dress, dress_node, make_node, unpacking_error, write_content
-from containerkit.image.pathmap import PathMap
+from containerkit.image.layers import layer
+from containerkit.image.layers.attributes import Attributes, copy_file, read_attributes
+from containerkit.image.layers.filewriters import LayerFiles, WriteFailed
+from containerkit.image.layers.marks import Marks
+from containerkit.image.layers.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, is_below, join, place
+from containerkit.image.layers.merged import MergedView, is_whiteout, names_in
+from containerkit.image.layers.nodes import dress, dress_node, make_node, unpacking_error, write_content
+from containerkit.image.layers.pathmap import PathMap
 from containerkit.linux.paths import CREATE, DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from containerkit.linux.tree import remove_tree
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-    from containerkit.image.filewriters import FileWriters
-    from containerkit.image.layer import Entry, TarReader
-    from containerkit.image.merged import Found
+    from containerkit.image.layers.filewriters import FileWriters
+    from containerkit.image.layers.layer import Entry, TarReader
+    from containerkit.image.layers.merged import Found
 
 STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY

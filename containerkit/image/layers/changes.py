@@ -10,15 +10,15 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.image.merged import MergedView, level, names_in
+from containerkit.image.layers.merged import MergedView, level, names_in
+from containerkit.image.layers.walk import GONE, Walk, xattrs_of
 from containerkit.image.stream import PIECE
-from containerkit.image.walk import GONE, Walk, xattrs_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from containerkit.image.merged import Found
-    from containerkit.image.walk import Visit
+    from containerkit.image.layers.merged import Found
+    from containerkit.image.layers.walk import Visit
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
 ASKED_SINGLY = 16  # from then on a directory below is worth listing: most of what is new is in none of them

@@ -10,12 +10,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import BlobNotFound, ContentMismatch, InvalidImage
-from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import parse_document
 from containerkit.image.digest import Digest
-from containerkit.image.leases import BLOB, LAYER, leases
 from containerkit.image.model import Manifest
-from containerkit.image.snapshots import LayerStore
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.leases import BLOB, LAYER, leases
+from containerkit.image.store.snapshots import LayerStore
 from containerkit.linux.tree import OPEN_DIRECTORY, Descent
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from containerkit.errors import BlobNotFound, InvalidArchive, InvalidImage, InvalidReference, PlatformMismatch
+from containerkit.image.archives.files import DirectoryTarget, TarTarget, writing
 from containerkit.image.codec import LARGEST_DOCUMENT, descriptor_json, encode, parse_document, parse_json
-from containerkit.image.files import DirectoryTarget, TarTarget, writing
 from containerkit.image.model import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, Index
 from containerkit.image.platform import choose
 from containerkit.image.reference import Reference
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
+    from containerkit.image.archives.files import Target
     from containerkit.image.digest import Digest
-    from containerkit.image.files import Target
     from containerkit.image.model import Manifest
 
 REF_NAME = "org.opencontainers.image.ref.name"

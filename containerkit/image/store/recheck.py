@@ -15,16 +15,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import BlobNotFound
-from containerkit.image.blobs import BlobStore
-from containerkit.image.compression import decompressed
 from containerkit.image.drivers import choose
-from containerkit.image.gc import replace_layer
-from containerkit.image.layer import TarReader
-from containerkit.image.leases import lease
+from containerkit.image.layers.compression import decompressed
+from containerkit.image.layers.layer import TarReader
+from containerkit.image.layers.walk import Walk
 from containerkit.image.limits import UNLIMITED
-from containerkit.image.snapshots import LayerStore
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.gc import replace_layer
+from containerkit.image.store.leases import lease
+from containerkit.image.store.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead
-from containerkit.image.walk import Walk
 from containerkit.linux.paths import private_umask
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from typing import Self
 
+    from containerkit.image.layers.walk import Visit
     from containerkit.image.model import Layer
-    from containerkit.image.walk import Visit
     from containerkit.state import State
 
 

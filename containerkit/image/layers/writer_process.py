@@ -1,4 +1,4 @@
-"""The process that writes files for :class:`~containerkit.image.filewriters.FileWriters`: a loop, and nothing else.
+"""The process that writes files for :class:`.FileWriters`: a loop, and nothing else.
 
 It has two descriptors: a socket, where each message is a :data:`TASK` and each answer a :data:`REPORT`, and the memory
 that it shares with its owner, where the content of a task's files lies and, after it, the rows that describe them. It

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from containerkit.image.leases import LAYER, hold
+from containerkit.image.store.leases import LAYER, hold
 from containerkit.linux.paths import rename_noreplace
 
 if TYPE_CHECKING:

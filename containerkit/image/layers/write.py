@@ -15,16 +15,16 @@ import zlib
 from typing import TYPE_CHECKING
 
 from containerkit.errors import LayerError
-from containerkit.image import layer
-from containerkit.image.attributes import Attributes
-from containerkit.image.layer import BLOCK, XATTR
+from containerkit.image.layers import layer
+from containerkit.image.layers.attributes import Attributes
+from containerkit.image.layers.layer import BLOCK, XATTR
+from containerkit.image.layers.walk import GONE, Walk, xattrs_of
 from containerkit.image.stream import PIECE
-from containerkit.image.walk import GONE, Walk, xattrs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from containerkit.image.walk import Visit
+    from containerkit.image.layers.walk import Visit
 
 OCTAL_12 = 0o77777777777
 OCTAL_8 = 0o7777777

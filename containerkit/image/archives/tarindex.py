@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from containerkit.errors import CorruptLayer, ImageTooLarge
-from containerkit.image.layer import (
+from containerkit.image.layers.layer import (
     BLOCK,
     HEADER,
     HEADER_ONLY,

@@ -10,24 +10,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from containerkit.errors import BlobNotFound, ContentMismatch, ImageError, InvalidDigest, InvalidImage, LayerError
-from containerkit.image.blobs import BlobStore
 from containerkit.image.codec import parse_config, parse_document
-from containerkit.image.compression import decompressed
 from containerkit.image.digest import LENGTHS, Digest
-from containerkit.image.gc import discard
 from containerkit.image.install import match_layers
-from containerkit.image.inventory import Content
-from containerkit.image.leases import BLOB
+from containerkit.image.layers.compression import decompressed
 from containerkit.image.limits import UNLIMITED
 from containerkit.image.model import Manifest
-from containerkit.image.recheck import damages
+from containerkit.image.store.blobs import BlobStore
+from containerkit.image.store.gc import discard
+from containerkit.image.store.inventory import Content
+from containerkit.image.store.leases import BLOB
+from containerkit.image.store.recheck import damages
 from containerkit.image.stream import PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from containerkit.image.model import Descriptor, ImageConfig, Layer
-    from containerkit.image.recheck import Damage
+    from containerkit.image.store.recheck import Damage
     from containerkit.state import State
 
 _THREADS = 4

@@ -12,9 +12,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError
-from containerkit.image.members import join
-from containerkit.image.merged import OPAQUE, is_opaque, is_whiteout, level
-from containerkit.image.pathmap import PathMap
+from containerkit.image.layers.members import join
+from containerkit.image.layers.merged import OPAQUE, is_opaque, is_whiteout, level
+from containerkit.image.layers.pathmap import PathMap
 from containerkit.linux.paths import DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, fd_path, openat2
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ import stat
 from typing import TYPE_CHECKING
 
 from containerkit.errors import CorruptLayer, KernelError
-from containerkit.image import layer
-from containerkit.image.attributes import set_xattrs
+from containerkit.image.layers import layer
+from containerkit.image.layers.attributes import set_xattrs
 from containerkit.linux.paths import fd_path, write_all
 
 if TYPE_CHECKING:
-    from containerkit.image.attributes import Attributes
-    from containerkit.image.layer import Entry, TarReader
+    from containerkit.image.layers.attributes import Attributes
+    from containerkit.image.layers.layer import Entry, TarReader
 
 Owner = tuple[int, int]
 _REFUSED = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.EMLINK}

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 from containerkit.errors import ImageError, KernelError
-from containerkit.image.leases import BLOB, hold
+from containerkit.image.store.leases import BLOB, hold
 from containerkit.linux.locks import locked, same_file
 from containerkit.linux.paths import write_all
 

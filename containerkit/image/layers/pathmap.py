@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from containerkit.image.members import join
+from containerkit.image.layers.members import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,12 +6,12 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.image.inventory import Inventory, disk_bytes
-from containerkit.image.leases import BLOB
 from containerkit.image.reference import Reference
+from containerkit.image.store.inventory import Inventory, disk_bytes
+from containerkit.image.store.leases import BLOB
 
 if TYPE_CHECKING:
-    from containerkit.image.inventory import Content, Held
+    from containerkit.image.store.inventory import Content, Held
     from containerkit.state import State
 
 

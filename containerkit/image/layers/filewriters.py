@@ -26,15 +26,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import KernelError
-from containerkit.image.writer_process import CONTENT, HELLO, MEMORY, REPORT, ROWS, SLAB, SOCKET, TASK
+from containerkit.image.layers.writer_process import CONTENT, HELLO, MEMORY, REPORT, ROWS, SLAB, SOCKET, TASK
 from containerkit.linux.process import ended, pidfd_open, pidfd_send_signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Self
 
-    from containerkit.image.layer import Entry
-    from containerkit.image.writer_process import Row
+    from containerkit.image.layers.layer import Entry
+    from containerkit.image.layers.writer_process import Row
 
 MOST_PROCESSES = 4
 SMALLEST = 16 << 20
@@ -46,7 +46,7 @@ _TREE_COST = 8192  # of all besides the rows: the tree's own path
 _BOOT = """\
 import sys
 sys.path.insert(0, sys.argv[1])
-from containerkit.image.writer_process import main
+from containerkit.image.layers.writer_process import main
 main()
 """
 
@@ -327,7 +327,9 @@ class LayerFiles:
 
 def _spawn(theirs: int, memory: int) -> tuple[int, int]:
     """One process: its pid and pidfd. It has nothing of ours but the two descriptors."""
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    package = os.path.abspath(__file__)
+    for _ in __name__.split("."):
+        package = os.path.dirname(package)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MEMORY + 1) for fd in (theirs, memory)]  # above what they become
     try:

@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from containerkit.image.merged import OPAQUE, is_opaque, is_whiteout
+from containerkit.image.layers.merged import OPAQUE, is_opaque, is_whiteout
 from containerkit.linux.paths import fd_path
 
 if TYPE_CHECKING:

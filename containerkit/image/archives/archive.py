@@ -22,13 +22,13 @@ from containerkit.errors import (
     InvalidImage,
 )
 from containerkit.image import platform
+from containerkit.image.archives.docker_archive import Contents, read_docker_archive, read_file
+from containerkit.image.archives.files import DirectoryFiles, TarFiles
+from containerkit.image.archives.layout import Stored, canonical, layout_images
+from containerkit.image.archives.recompress import with_named_layers
 from containerkit.image.codec import LARGEST_DOCUMENT
-from containerkit.image.compression import LONGEST_MAGIC, compression_of, decompressed
-from containerkit.image.docker_archive import Contents, read_docker_archive, read_file
-from containerkit.image.files import DirectoryFiles, TarFiles
-from containerkit.image.layout import Stored, canonical, layout_images
+from containerkit.image.layers.compression import LONGEST_MAGIC, compression_of, decompressed
 from containerkit.image.limits import STANDARD
-from containerkit.image.recompress import with_named_layers
 from containerkit.image.reference import Reference
 from containerkit.image.stream import PIECE, read_verified
 from containerkit.linux.paths import write_all
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-    from containerkit.image.files import Files
+    from containerkit.image.archives.files import Files
     from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import BlobNotFound, ContentMismatch, InvalidDigest
 from containerkit.image.digest import Digest
-from containerkit.image.ingest import Ingest, Resumed, another_place
-from containerkit.image.leases import BLOB, hold
+from containerkit.image.store.ingest import Ingest, Resumed, another_place
+from containerkit.image.store.leases import BLOB, hold
 from containerkit.image.stream import PIECE, Verified, wrong_digest
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class BlobStore:
 
     What is there is whole: content is written to ``ROOT/ingest``, verified, synced and renamed. A second put of the
     same content changes nothing, and two processes that put it at once both succeed. Whatever is looked for, opened or
-    put under a :func:`~containerkit.image.leases.lease` is not collected while that lasts. Writing raises
+    put under a :func:`~containerkit.image.store.leases.lease` is not collected while that lasts. Writing raises
     :class:`~containerkit.errors.KernelError` (``ENOSPC``) with the path where the disk is full.
     """
 

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from containerkit.errors import InvalidImage
+from containerkit.image.archives.files import TarTarget, writing
+from containerkit.image.archives.layout import Stored, canonical, docker_tag
+from containerkit.image.archives.recompress import UNNAMED, as_gzip
 from containerkit.image.codec import (
     LARGEST_CONFIG,
     LARGEST_DOCUMENT,
@@ -20,12 +23,9 @@ from containerkit.image.codec import (
     parse_config,
     parse_json,
 )
-from containerkit.image.compression import LONGEST_MAGIC, compression_of
 from containerkit.image.digest import Digest, new_hash
-from containerkit.image.files import TarTarget, writing
-from containerkit.image.layout import Stored, canonical, docker_tag
+from containerkit.image.layers.compression import LONGEST_MAGIC, compression_of
 from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
-from containerkit.image.recompress import UNNAMED, as_gzip
 from containerkit.image.scratch import Scratch
 from containerkit.image.stream import PIECE, Verified, read_verified, wrong_digest
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO
 
-    from containerkit.image.files import Files
+    from containerkit.image.archives.files import Files
     from containerkit.image.model import Manifest
     from containerkit.image.transfer import BlobSource
 

@@ -16,8 +16,8 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CorruptLayer, FileTooLarge, LayerError, PathTooLong, TooManyEntries, UnsafeEntry
+from containerkit.image.layers.sparse import Sparse, pax_sparse, read_gnu_map
 from containerkit.image.limits import STANDARD, check_layer_size
-from containerkit.image.sparse import Sparse, pax_sparse, read_gnu_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

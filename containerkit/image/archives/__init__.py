@@ -1,0 +1,1 @@
+"""Docker archives and OCI layouts, as directories and tars."""
