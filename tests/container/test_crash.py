@@ -392,7 +392,7 @@ say(host.run("busybox:1", ["echo", "next"]).stdout.decode())
         facts.skip("a cgroup v2 tree to be born in")
     with Owner(host.root, script) as owner:
         [born] = owner.words()
-        os.kill(owner.pid, signal.SIGINT)
+        owners.interrupt(owner.pid)
         assert owner.words() == ["interrupted"]
         owners.eventually(lambda: not owners.alive([int(born)]), "the process")
         owner.go_on()

@@ -135,6 +135,20 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def interrupt(pid: int) -> None:
+    """SIGINT, once the main thread waits in a system call.
+
+    Before, Python may have looked for signals for the last time: then the call would not hear of it.
+    """
+    eventually(lambda: _waits_in(pid) not in ("", "0") and not _waits_in(pid).startswith("futex"), "at rest")
+    os.kill(pid, signal.SIGINT)
+
+
+def _waits_in(pid: int) -> str:
+    """Where in the kernel a process's main thread sleeps."""
+    return _read(f"/proc/{pid}/wchan").decode() if _state(pid) == "S" else ""
+
+
 def _state(pid: int) -> str:
     fields = _read(f"/proc/{pid}/stat").decode(errors="replace").rpartition(")")[2].split()
     return fields[0] if fields else ""
