@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from containerkit.registry import failures
@@ -63,7 +64,8 @@ def interrupt(response: Response) -> None:
     # One that has been read to its end has given its connection back: it may be somebody else's by now.
     if connection is None or getattr(response.raw, "_connection", None) is None:
         return
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return
+    # Below a TLS connection within another (a proxy with TLS of its own) the outer one is what can be shut. And a TLS
+    # connection's own shutdown would forget its keys: what comes after that would be taken for plain text.
+    connection = getattr(connection, "socket", connection)
+    with suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

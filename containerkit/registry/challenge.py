@@ -11,11 +11,12 @@ import json
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlencode, urlsplit
 
-from containerkit.errors import RegistryError, TokenError
+from containerkit.errors import CredentialsError, RegistryError, TokenError
 from containerkit.registry import failures
+from containerkit.registry.addresses import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
 CLIENT_ID = "containerkit"
 SHORTEST_LIFE = 60.0  # seconds that a token lives at least, by the specification
+LONGEST_LIFE = 86400.0
 LEEWAY = 10.0
+LONGEST_HEADER = 8 << 10  # characters of a challenge that are looked at
 OK = 200
 
-_SCHEME = re.compile(r"\s*,?\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:[ ]+|$|,)")
-_PARAMETER = re.compile(r'\s*,?\s*([A-Za-z0-9!#$%&\'*+.^_`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')
+# Possessive throughout: what does not fit is passed over in one go, so that a stranger's header costs linear time.
+_TOKEN = r"[\s,]*+([A-Za-z0-9!#$%&'*+.^_`|~-]++)"
+_SCHEME = re.compile(rf"{_TOKEN}(?:[ ]++|$|,)")
+_PARAMETER = re.compile(rf'{_TOKEN}\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]*+))')
+_NEITHER = re.compile(rf"{_TOKEN}\s*+|[\s,]++|.", re.DOTALL)
 
 
 class Challenge(NamedTuple):
@@ -69,12 +75,15 @@ class Send(Protocol):
 
 
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
-    """The challenges of a ``WWW-Authenticate`` header, or of several joined by commas, without what does not parse."""
+    """The challenges of a ``WWW-Authenticate`` header, or of several joined by commas, without what does not parse.
+
+    Only the first :data:`LONGEST_HEADER` characters count.
+    """
+    header = header[:LONGEST_HEADER]
     found: list[Challenge] = []
     position = 0
     while position < len(header):
-        parameter = _PARAMETER.match(header, position)
-        if parameter and found:
+        if found and (parameter := _PARAMETER.match(header, position)):
             name, quoted, bare = parameter.groups()
             value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
             dict_ = found[-1].parameters
@@ -84,8 +93,8 @@ def parse_challenges(header: str) -> tuple[Challenge, ...]:
         elif scheme := _SCHEME.match(header, position):
             found.append(Challenge(scheme[1].lower(), {}))
             position = scheme.end()
-        else:
-            position += 1
+        elif neither := _NEITHER.match(header, position):
+            position = neither.end()
     return tuple(found)
 
 
@@ -151,7 +160,9 @@ class Authorizer:
     def credential(self) -> Credential | None:
         """What was found for this registry."""
         if not self._asked:
-            self._credential, self._asked = self._find(), True
+            found = self._find()
+            _check_sendable(found)
+            self._credential, self._asked = found, True
         return self._credential
 
     def _answer(self, challenge: Challenge, scopes: frozenset[str]) -> str:
@@ -216,15 +227,25 @@ def _best(challenges: tuple[Challenge, ...]) -> Challenge | None:
     return min(fitting, key=lambda challenge: challenge.scheme != "bearer", default=None)
 
 
+def _check_sendable(credential: Credential | None) -> None:
+    """Raise :class:`CredentialsError`, without its secrets, for one that no header can carry."""
+    if credential is None:
+        return
+    source = credential.source or "code"
+    for text in credential[:3]:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # encoding it would raise with the secret inside
+            raise CredentialsError(f"the credentials from {source} have a lone surrogate, and cannot be sent")
+    token = credential.registry_token
+    if token and not (token.isascii() and token.isprintable()):
+        raise CredentialsError(f"the registry token from {source} has characters that no token has")
+
+
 def _check_realm(realm: str, root: str, *, secret: bool) -> None:
-    try:
-        parts = urlsplit(realm)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        sound = False
+    sound = absolute("", realm)
     if not sound:
-        raise TokenError(f"{failures.server(root)} names no token service: {failures.printable(realm)!r}")
-    if secret and parts.scheme == "http" and urlsplit(root).scheme == "https":
+        named = failures.printable(failures.public(realm))
+        raise TokenError(f"{failures.server(root)} names no token service: {named!r}")
+    if secret and sound.startswith("http:") and root.startswith("https:"):
         raise TokenError(
             f"{failures.server(root)} wants the password sent to {failures.server(realm)} without TLS",
             url=failures.public(realm),
@@ -235,10 +256,18 @@ def _token(body: bytes, realm: str) -> Token:
     try:
         document = json.loads(body)
         value = document.get("token") or document.get("access_token")
-        life = document.get("expires_in") or SHORTEST_LIFE
-        seconds = max(float(life), SHORTEST_LIFE)
+        seconds = _life(document.get("expires_in"))
     except (ValueError, TypeError, AttributeError, RecursionError):
         value, seconds = None, 0.0
     if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
         raise TokenError(f"{failures.server(realm)} answered with no token", url=failures.public(realm), status=OK)
     return Token(value, time.monotonic() + seconds - LEEWAY)
+
+
+def _life(said: Any) -> float:
+    """How long (seconds) a token is good, within reason; a service may say anything."""
+    try:
+        seconds = float(said or SHORTEST_LIFE)
+    except OverflowError:
+        seconds = LONGEST_LIFE
+    return min(max(SHORTEST_LIFE, seconds), LONGEST_LIFE)  # in this order, which makes the shortest of what is no number

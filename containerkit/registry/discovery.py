@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from containerkit.registry.transport import Answer, Transport
 
 MOST_PAGES = 10_000
+MOST_BYTES = 64 << 20  # of all pages together, with their addresses
 PAGE = 1000
-NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel\s*=\s*"?next"?', re.IGNORECASE)
+NEXT = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel\s*=\s*"?next"?', re.IGNORECASE)
 
 
 def tags(repository: Repository) -> list[str]:
@@ -156,10 +157,14 @@ def _pages(transport: Transport, url: str, key: str, subject: str, scopes: tuple
 
 def _answers(transport: Transport, url: str, subject: str, scopes: tuple[str, ...] = ()) -> Iterator[Answer]:
     """An answer, and those that its ``Link`` leads to (RFC 8288)."""
-    seen = set()
+    seen, size = set(), 0
     for _ in range(MOST_PAGES):
         answer = transport.exchange(Request("GET", url, subject, scopes=scopes), limit=LARGEST_DOCUMENT)
         seen.add(answer.url)
+        size += len(answer.body) + len(answer.url)
+        if size > MOST_BYTES:
+            message = f"{subject}: the pages are more than {MOST_BYTES} bytes"
+            raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
         yield answer
         link = NEXT.search(answer.headers.get("Link", ""))
         if link is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROTOCOL = b"HTTP/"
 SWITCHING, OK = 101, 200
 LONGEST_HEAD = 1 << 20
+LONGEST_TRAILER = 64 << 10
 
 
 class Pace(NamedTuple):
@@ -150,6 +151,12 @@ def _paced(pools: Mapping[str, type[HTTPConnectionPool]], pace: Pace) -> dict[st
                 raise HTTPException("a header without a colon, and what follows is lost")
             if isinstance(self.fp, Lines):
                 self.fp.left = sys.maxsize
+
+        def _read_and_discard_trailer(self) -> None:
+            # http.client has no limit for what follows the last chunk (RFC 9112, 7.1.2).
+            if isinstance(self.fp, Lines):
+                self.fp.left = LONGEST_TRAILER
+            super()._read_and_discard_trailer()  # type: ignore[misc]
 
     def with_pace(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
         connection = type(pool.ConnectionCls.__name__, (pool.ConnectionCls,), {"response_class": Answer})

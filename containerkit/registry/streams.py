@@ -128,12 +128,16 @@ class Download(Bytes):
         parts: list[bytes] = []
         while size:
             try:
+                self._check_interrupted()
                 data = self._read(self._connect() if self._response is None else self._response, size)
+                self._check_interrupted()  # what came after that is of a connection that has been shut
             except (RegistryDisconnected, RegistryTimeout) as error:
                 self._broken(error)
+                if self._interrupted:
+                    raise
                 if parts:
                     break
-                if self._left < 0 or self._interrupted:
+                if self._left < 0:
                     raise
                 continue
             if not data:
@@ -150,6 +154,10 @@ class Download(Bytes):
             done()
         super().close()
 
+    def _check_interrupted(self) -> None:
+        if self._interrupted:
+            raise RegistryDisconnected(f"{self._subject}: interrupted")
+
     def _broken(self, error: Exception) -> None:
         self._drop()
         self._breaks += 1
@@ -160,12 +168,12 @@ class Download(Bytes):
         self._began = self._position
 
     def _read(self, response: Response, size: int) -> bytes:
-        while self._skip and (skipped := read_raw(response, min(self._skip, CHUNK), self._subject)):
-            self._skip -= len(skipped)
         if self._position == self._end < self._size:
             return b""
         if self._position == self._until < self._size:
             response = self._next()
+        while self._skip and (skipped := read_raw(response, min(self._skip, CHUNK), self._subject)):
+            self._skip -= len(skipped)
         left = self._size - self._position
         until = min(self._until, self._end)
         most = left + 1 if until == self._size else until - self._position

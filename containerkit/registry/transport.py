@@ -50,6 +50,7 @@ CONNECT_TIMEOUT = 10.0
 DELAYS = (0.1, 0.4, 1.0, 2.0)
 UNREACHABLE_RETRIES = 2  # where nobody listens, patience is of little use
 LONGEST_WAIT = 60.0  # the most (seconds) that a server's Retry-After is obeyed
+LONGEST_SAID = 366 * 86400.0  # a year stands for all that is longer
 MOST_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 UNAUTHORIZED = 401
@@ -295,9 +296,14 @@ class Transport:
         target = absolute(url, location) if location else ""
         if not target:
             raise RedirectRefused(f"{says} to nowhere", url=failures.public(url))
-        if target.startswith("http:") and url.startswith("https:") and not (self._tls and self._tls.insecure):
+        if not self.may_lead(url, target):
             raise RedirectRefused(f"{says} from https to http", url=failures.public(url))
         return target
+
+    def may_lead(self, url: str, target: str) -> bool:
+        """Whether what ``url`` answered may lead to ``target``: never from https to http, unless all is insecure."""
+        downgrade = target.startswith("http:") and url.startswith("https:")
+        return not downgrade or bool(self._tls and self._tls.insecure)
 
     def _check_token(self, response: Response, request: Request, sent: str) -> None:
         """A token that is refused although it is new is another matter than a wrong password."""
@@ -395,7 +401,8 @@ def _check_length(length: int, limit: int, request: Request, response: Response)
 def _join(root: str, url: str, subject: str) -> str:
     if joined := absolute(root, url):
         return joined
-    raise UnexpectedResponse(f"{subject}: {failures.printable(url)!r} is no address of a server", url=root)
+    shown = failures.printable(failures.public(url))
+    raise UnexpectedResponse(f"{subject}: {shown!r} is no address of a server", url=root)
 
 
 def _starts_anew(request: Request) -> bool:
@@ -411,10 +418,14 @@ def _repeatable(request: Request) -> bool:
 
 
 def retry_after(text: str) -> float:
-    """Seconds to wait, from ``Retry-After`` (RFC 9110 section 10.2.3): a number or a date; 0 for anything else."""
+    """Seconds to wait, from ``Retry-After`` (RFC 9110 section 10.2.3): a number or a date; 0 for anything else.
+
+    A year at most.
+    """
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), LONGEST_SAID)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
+        seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
         return 0.0
+    return min(max(0.0, seconds), LONGEST_SAID)

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from containerkit.errors import (
     ContainerkitError,
+    RedirectRefused,
     RegistryDisconnected,
     RegistryError,
     RegistryNotFound,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 RESUMES = 6
 PAUSE = 0.1  # seconds
 CHUNK = 4 << 20
+LARGEST_CHUNK = 64 << 20  # what is held of a stream at most
 RANGE_NOT_SATISFIABLE = 416
 NOT_FOUND = 404
 CREATED = 201
@@ -49,13 +51,13 @@ class Uploads:
 
     def start(self, subject: str) -> str:
         """Where a new upload is."""
-        return _location(self._start(subject), subject)
+        return self._location(self._start(subject), subject)
 
     def mount(self, descriptor: Descriptor, source: str, subject: str) -> str:
         """Ask for a blob of the repository ``source``: nothing where it is here now, else where to upload it."""
         query = f"?mount={quote(descriptor.digest, safe='')}&from={quote(source, safe='')}"
         answer = self._start(subject, query, (CREATED, 202), (f"repository:{source}:pull",))
-        return "" if answer.status == CREATED else _location(answer, subject)
+        return "" if answer.status == CREATED else self._location(answer, subject)
 
     def cancel(self, location: str, subject: str) -> None:
         """Tell the registry that an upload is over; it would find out by itself in time."""
@@ -102,9 +104,9 @@ class Uploads:
         """
         state, size = new_hash(), 0
         answer = self._start(subject)
-        location = _location(answer, subject)
+        location = self._location(answer, subject)
         try:
-            for chunk in _chunks(pieces, _smallest(answer)):
+            for chunk in _chunks(pieces, _smallest(answer, subject)):
                 for part in chunk.parts:
                     state.update(part)
                 location = self._send_chunk(location, chunk, size, subject)
@@ -117,6 +119,18 @@ class Uploads:
                 self.cancel(location, subject)
             raise
         return digest, size
+
+    def _location(self, answer: Answer, subject: str) -> str:
+        """Where to send the upload: absolute or relative, and perhaps on another host (specification, "POST then PUT")."""
+        said = answer.headers.get("Location", "")
+        location = absolute(answer.url, said) if said else ""
+        if not location:
+            message = f"{subject}: the registry does not say where to send it"
+            raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
+        if not self._transport.may_lead(answer.url, location):
+            message = f"{subject}: {failures.server(answer.url)} wants it sent without TLS"
+            raise RedirectRefused(message, url=failures.public(answer.url), status=answer.status)
+        return location
 
     def _start(
         self, subject: str, query: str = "", accept: tuple[int, ...] = (202,), scopes: tuple[str, ...] = ()
@@ -150,7 +164,7 @@ class Uploads:
                 if held == len(chunk):
                     return location
             else:
-                return _location(answer, subject)
+                return self._location(answer, subject)
 
     def _finish(self, location: str, digest: Digest, subject: str) -> None:
         headers = {"Content-Type": BINARY, "Content-Length": "0"}
@@ -171,7 +185,7 @@ class Uploads:
         if held == 1:  # "0-0" is what registries say of one byte, and of none
             self.cancel(location, subject)
             return self.start(subject), 0
-        return _location(answer, subject) if answer.headers.get("Location") else location, held
+        return self._location(answer, subject) if answer.headers.get("Location") else location, held
 
 
 class Chunk:
@@ -217,10 +231,13 @@ def _passes(error: RegistryError) -> bool:
     return error.retryable or error.status == RANGE_NOT_SATISFIABLE
 
 
-def _smallest(answer: Answer) -> int:
+def _smallest(answer: Answer, subject: str) -> int:
     """How large chunks are: some registries want them larger than ours (specification, "Pushing a blob in chunks")."""
-    least = answer.headers.get("OCI-Chunk-Min-Length", "")
-    return max(CHUNK, number(least) or 0)
+    least = number(answer.headers.get("OCI-Chunk-Min-Length", "")) or 0
+    if least > LARGEST_CHUNK:
+        message = f"{subject}: the registry wants chunks of {least} bytes, and {LARGEST_CHUNK} are the most"
+        raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
+    return max(CHUNK, least)
 
 
 def _chunks(pieces: Iterable[bytes], size: int) -> Iterator[Chunk]:
@@ -238,13 +255,3 @@ def _chunks(pieces: Iterable[bytes], size: int) -> Iterator[Chunk]:
 
 def _with_digest(location: str, digest: Digest) -> str:
     return f"{location}{'&' if urlsplit(location).query else '?'}digest={quote(digest, safe='')}"
-
-
-def _location(answer: Answer, subject: str) -> str:
-    """Where to send the upload: absolute or relative, and perhaps on another host (specification, "POST then PUT")."""
-    said = answer.headers.get("Location", "")
-    location = absolute(answer.url, said) if said else ""
-    if not location:
-        message = f"{subject}: the registry does not say where to send it"
-        raise UnexpectedResponse(message, url=failures.public(answer.url), status=answer.status)
-    return location
