@@ -104,15 +104,27 @@ def test_tls_with_clients_that_do_not_speak_it(tmp_path: Any) -> None:
         assert os.stat(tmp_path / "tls" / "server.key").st_mode & 0o077 == 0
 
 
-def test_only_so_many_connections(server: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_connections(server: Registry, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has been idle for longest makes room; who is at work stays."""
     from containerkit.registry.server import server as module
 
-    monkeypatch.setattr(module, "MOST_CONNECTIONS", 5)
     address = ("127.0.0.1", int(server.host.rpartition(":")[2]))
-    held = [socket.create_connection(address, timeout=20) for _ in range(8)]
-    assert [connection.recv(1) for connection in held[5:]] == [b""] * 3
-    for connection in held:
-        connection.close()
+    location = repository.begin()
+    with half_sent(server.host, "PATCH", location, b"ab", declared=4) as busy:
+        until(lambda: repository.at(location, "GET").headers["range"] == "0-1")
+        until(lambda: len(server._server._open) == 1)
+        monkeypatch.setattr(module, "MOST_CONNECTIONS", 5)
+        held = [socket.create_connection(address, timeout=20) for _ in range(7)]
+        assert [connection.recv(1) for connection in held[:3]] == [b""] * 3
+        assert ask(server.host, "GET", "/v2/").status == 200
+        for connection in held:
+            connection.close()
+        until(lambda: len(server._server._open) == 1)
+        monkeypatch.setattr(module, "MOST_CONNECTIONS", 1)
+        with socket.create_connection(address, timeout=20) as refused:
+            assert refused.recv(1) == b""
+        busy.sendall(b"cd")
+        assert busy.recv(1000).startswith(b"HTTP/1.1 202 ")
     until(lambda: ask_or_none(server.host) == 200)
 
 
@@ -362,6 +374,18 @@ def test_a_file_without_users_does_not_let_everybody_in(tmp_path: Any, content: 
     assert not (tmp_path / "registry").exists()
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--port=70000", "--port=-1", "--host=192.0.2.1", "--host=" + "a" * 300, "--upstream=a b", "--name=\xe4"],
+)
+def test_options_that_make_no_server(tmp_path: Any, option: str) -> None:
+    command = [sys.executable, "-m", "containerkit.registry.server", str(tmp_path), "--port=0", "--tls", option]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
 def test_a_connection_that_breaks_keeps_what_came(repository: Repository, method: str) -> None:
     location, content = repository.begin(), b"all of it, in the end"
@@ -418,6 +442,18 @@ BAD_REQUESTS = {
     "a long line": (b"GET /v2/" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n", 414),
     "a huge header": (b"GET /v2/ HTTP/1.1\r\nX: " + b"a" * 70000 + b"\r\n\r\n", 431),
     "many headers": (b"GET /v2/ HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
+    "long headers": (b"GET /v2/ HTTP/1.1\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 90 + b"\r\n", 431),
+    "a return within a header": (b"GET /v2/ HTTP/1.1\r\nX: a\rY: b\r\n\r\n", 400),
+    "a null within a header": (b"GET /v2/ HTTP/1.1\r\nX: a\0b\r\n\r\n", 400),
+    "a folded header": (b"GET /v2/ HTTP/1.1\r\nX: a\r\n b\r\n\r\n", 400),
+    "an encoding after what is no blank": (
+        b"GET /v2/ HTTP/1.1\r\nTransfer-Encoding: \x0bchunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "a length after what is no blank": (
+        b"GET /v2/ HTTP/1.1\r\nContent-Length: \xa01\r\nConnection: close\r\n\r\na",
+        400,
+    ),
     "a header without a colon": (b"GET /v2/ HTTP/1.1\r\nnonsense\r\nHost: x\r\n\r\n", 400),
     "two lengths": (b"GET /v2/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
     "a length and chunks": (
@@ -439,6 +475,13 @@ def test_bad_requests(server: Registry, what: str) -> None:
     assert said.startswith(f"HTTP/1.1 {status} ".encode()), said[:200]
     assert b'{"errors":[{"code":' in said
     assert ask(server.host, "GET", "/v2/").status == 200
+
+
+def test_headers_that_end_early_are_no_request(repository: Repository) -> None:
+    digest = repository.push_image("latest")
+    head = f"DELETE /v2/{repository.name}/manifests/{digest} HTTP/1.1\r\nHost: x\r\n".encode()
+    assert rawhttp.raw(repository.host, head, half_close=True).startswith(b"HTTP/1.1 400 ")
+    assert repository.ask("GET", "manifests/latest").status == 200
 
 
 @pytest.mark.parametrize(

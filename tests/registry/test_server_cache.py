@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import os
 import socket
 import threading
@@ -12,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from containerkit.errors import RegistryConfigError
+from containerkit.errors import BlobUnknown, RegistryConfigError
 from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_INDEX
 from containerkit.registry import serve
 from containerkit.registry.client import Registries
 from containerkit.registry.credentials import Credentials
+from containerkit.registry.server import cache as cache_module
+from containerkit.registry.server import uploads
+from containerkit.registry.server.cache import Fetch, Shared, Upstream
 from containerkit.registry.server.server import RegistryServer
 from support.faulty import Faulty, answer, raw
 from support.rawhttp import Answer, Repository, ask, describe
 from support.registry import skopeo
+from support.standalone import standalone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +192,189 @@ def test_nobody_gets_a_whole_wrong_blob(faulty: Faulty, tmp_path: Any) -> None:
     assert not os.path.exists(tmp_path / "blobs/sha256" / DIGEST.hex)
 
 
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_small_wrong_blob_is_the_upstreams_fault(faulty: Faulty, size: int) -> None:
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{DIGEST}", answer(200, b"x" * size))
+    with serve(upstream=faulty.host) as cache:
+        assert ask(cache.host, "GET", f"/v2/team/app/blobs/{DIGEST}").status == 502
+
+
+def test_an_empty_blob(faulty: Faulty) -> None:
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{Digest.of(b'')}", answer(200, b""))
+    with serve(upstream=faulty.host) as cache:
+        told = ask(cache.host, "GET", f"/v2/team/app/blobs/{Digest.of(b'')}")
+    assert (told.status, told.body) == (200, b"")
+
+
+def test_what_another_repository_fetches_is_of_both(
+    faulty: Faulty, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that fetch has ended before anything of it is read."""
+    both, fetch = threading.Event(), Upstream.fetch
+
+    def wait(connection: Connection) -> None:
+        assert both.wait(20)
+        answer(200, CONTENT)(connection)
+
+    faulty.on("HEAD", f"/v2/team/first/blobs/{DIGEST}", blob(None))
+    faulty.on("GET", f"/v2/team/first/blobs/{DIGEST}", wait)
+
+    def ended(self: Upstream, name: str, digest: Digest) -> Fetch | None:
+        fetch(self, "team/first", digest)
+        found = fetch(self, name, digest)
+        both.set()
+        assert found is not None
+        found.wait(found.size - 1)
+        return found
+
+    with serve(tmp_path, upstream=faulty.host) as cache:
+        monkeypatch.setattr(Upstream, "fetch", ended)
+        assert ask(cache.host, "GET", f"/v2/team/app/blobs/{DIGEST}").body == CONTENT
+        monkeypatch.undo()
+        assert ask(cache.host, "GET", f"/v2/team/app/blobs/{DIGEST}").body == CONTENT
+    assert len(faulty.requests("GET")) == 1, faulty.seen
+
+
+def test_a_failure_that_is_no_error_of_ours_is_shared_too() -> None:
+    shared, failures, calls = Shared(), list[BaseException](), list[None]()
+    begun, together = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        calls.append(None)
+        raise OSError("no space")
+
+    def first() -> None:
+        begun.set()
+        assert together.wait(20)
+
+    def run(question: Any) -> None:
+        try:
+            shared.ask("key", question)
+        except BaseException as error:  # noqa: BLE001 - told to the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(question,)) for question in (first, fail, fail)]
+    threads[0].start()
+    assert begun.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while shared._turns["key"].users < 3:
+        assert time.monotonic() < deadline
+    together.set()
+    for thread in threads:
+        thread.join()
+    assert [type(failure) for failure in failures] == [OSError] * 2
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["bad%20tag", "..%2f..%2fx", "%00", "a" * 300, "sha256:x", f"a@{DIGEST}", "5000%2fx"]
+)
+def test_tags_and_digests_that_are_none(faulty: Faulty, target: str) -> None:
+    with serve(upstream=faulty.host) as cache:
+        told = ask(cache.host, "GET", f"/v2/team/app/manifests/{target}")
+    assert (told.status, told.code) == (404, "MANIFEST_UNKNOWN")
+    assert faulty.seen == []
+
+
+def stalled(faulty: Faulty, released: threading.Event) -> None:
+    """The blob's last bytes come when released."""
+
+    def slowly(connection: Connection) -> None:
+        connection.send(f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode() + CONTENT[:2_000_000])
+        assert released.wait(30)
+        connection.send(CONTENT[2_000_000:])
+
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{DIGEST}", blob(slowly))
+
+
+@contextlib.contextmanager
+def fetching(host: str) -> Iterator[http.client.HTTPResponse]:
+    """Somebody gets the blob, and has begun to."""
+    connection = http.client.HTTPConnection(host, timeout=30)
+    try:
+        connection.request("GET", f"/v2/team/app/blobs/{DIGEST}")
+        response = connection.getresponse()
+        assert response.read(1_000_000) == CONTENT[:1_000_000]
+        yield response
+    finally:
+        connection.close()
+
+
+def test_what_a_killed_cache_was_fetching_goes_at_the_next_start(faulty: Faulty, tmp_path: Any) -> None:
+    released = threading.Event()
+    stalled(faulty, released)
+    with standalone(tmp_path, f"--upstream={faulty.host}") as (process, host), fetching(host):
+        assert len(os.listdir(tmp_path / "uploads")) == 1
+        process.kill()
+        process.wait()
+    released.set()
+    assert len(os.listdir(tmp_path / "uploads")) == 1
+    with serve(tmp_path):
+        assert os.listdir(tmp_path / "uploads") == []
+
+
+def test_a_server_that_starts_leaves_the_fetches_of_another_one(faulty: Faulty, tmp_path: Any) -> None:
+    released = threading.Event()
+    stalled(faulty, released)
+    with serve(tmp_path, upstream=faulty.host) as cache, fetching(cache.host) as response, serve(tmp_path):
+        released.set()
+        assert response.read() == CONTENT[1_000_000:]
+        assert ask(cache.host, "GET", f"/v2/team/app/blobs/{DIGEST}").body == CONTENT
+    assert len(faulty.requests("GET")) == 1, faulty.seen
+
+
+def test_asking_for_the_head_fetches_nothing(faulty: Faulty, tmp_path: Any) -> None:
+    faulty.on("HEAD", f"/v2/team/app/blobs/{DIGEST}", blob(None))
+    with serve(tmp_path, upstream=faulty.host) as cache:
+        told = ask(cache.host, "HEAD", f"/v2/team/app/blobs/{DIGEST}")
+        assert (told.status, told.headers["content-length"]) == (200, str(len(CONTENT)))
+        assert ask(cache.host, "HEAD", f"/v2/team/app/blobs/{Digest.of(b'missing')}").status == 404
+        with pytest.raises(BlobUnknown):
+            cache._server.storage.blob("team/app", DIGEST)
+    assert faulty.requests("GET") == []
+
+
+def test_a_part_that_is_far_from_here_is_not_waited_for(faulty: Faulty, tmp_path: Any) -> None:
+    """Who asked for it gets the whole, which comes sooner; a part of what is here already is one."""
+    released = threading.Event()
+    stalled(faulty, released)
+    with serve(tmp_path, upstream=faulty.host) as cache, fetching(cache.host):
+        path = f"/v2/team/app/blobs/{DIGEST}"
+        head = ask(cache.host, "HEAD", path)
+        assert (head.status, head.headers["content-length"]) == (200, str(len(CONTENT)))
+        near = ask(cache.host, "GET", path, range="bytes=500000-500009")
+        assert (near.status, near.body) == (206, CONTENT[500_000:500_010])
+        connection = http.client.HTTPConnection(cache.host, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers={"Range": "bytes=4000000-"})
+            response = connection.getresponse()
+            assert response.status == 200
+            assert response.read(1_000_000) == CONTENT[:1_000_000]
+            released.set()
+            assert response.read() == CONTENT[1_000_000:]
+        far = ask(cache.host, "GET", path, range="bytes=4000000-")
+        assert (far.status, far.body) == (206, CONTENT[4_000_000:])
+
+
+def test_patience_is_with_silence_not_with_slowness(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = Fetch("", 10)
+
+    class Slow(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            del timeout
+            fetch.advance(fetch.readable + 1)
+            return True
+
+    monkeypatch.setattr(cache_module, "PATIENCE", 0)
+    monkeypatch.setattr(fetch, "_changed", Slow())
+    assert fetch.wait(5) == 1
+
+
 def test_closing_does_not_wait_for_a_silent_upstream(faulty: Faulty) -> None:
     beginning = f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode() + CONTENT[:2_000_000]
     for method in ("GET", "HEAD"):
@@ -266,11 +454,12 @@ def test_a_manifest_of_another_digest_is_the_upstreams_fault(faulty: Faulty, lie
         assert [name for _, _, names in os.walk(tmp_path / "repositories") for name in names] == []
 
 
-def test_how_long_to_wait_is_passed_on(faulty: Faulty) -> None:
-    faulty.on("GET", "/v2/team/app/manifests/latest", answer(429, b"", retry_after="100"))
+@pytest.mark.parametrize(("wait", "passed_on"), [("100", "100"), ("9" * 400, "86400")])
+def test_how_long_to_wait_is_passed_on(faulty: Faulty, wait: str, passed_on: str) -> None:
+    faulty.on("GET", "/v2/team/app/manifests/latest", answer(429, b"", retry_after=wait))
     with serve(upstream=faulty.host) as cache:
         told = ask(cache.host, "GET", "/v2/team/app/manifests/latest")
-    assert (told.status, told.code, told.headers["retry-after"]) == (429, "TOOMANYREQUESTS", "100")
+    assert (told.status, told.code, told.headers["retry-after"]) == (429, "TOOMANYREQUESTS", passed_on)
 
 
 def test_an_upstream_that_wants_credentials() -> None:
@@ -292,3 +481,18 @@ def test_an_upstream_that_wants_credentials() -> None:
 def test_an_upstream_that_is_no_name_of_a_registry(name: str, tmp_path: Any) -> None:
     with pytest.raises(RegistryConfigError, match="is no registry"):
         serve(tmp_path, upstream=name)
+
+
+def test_only_so_many_fetches_at_once(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    stalled(faulty, released)
+    other = Digest.of(b"other")
+    for method in ("GET", "HEAD"):
+        faulty.on(method, f"/v2/team/app/blobs/{other}", answer(200, b"other"))
+    monkeypatch.setattr(uploads, "MOST", 1)
+    with serve(upstream=faulty.host) as cache, fetching(cache.host) as response:
+        told = ask(cache.host, "GET", f"/v2/team/app/blobs/{other}")
+        assert (told.status, told.code) == (429, "TOOMANYREQUESTS")
+        released.set()
+        response.read()
+        assert ask(cache.host, "GET", f"/v2/team/app/blobs/{other}").body == b"other"

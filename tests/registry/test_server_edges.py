@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import base64
+import errno
+import gc
 import os
 import socket
 import ssl
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from containerkit.errors import ManifestUnknown
+from containerkit.errors import ManifestUnknown, RegistryNotFound
 from containerkit.image.digest import Digest
 from containerkit.registry import serve
+from containerkit.registry.server import certificate, uploads
+from containerkit.registry.server import server as server_module
 from containerkit.registry.server.certificate import make
 from containerkit.registry.server.storage import Directory
+from containerkit.registry.server.uploads import Upload, Uploads
 from support import rawhttp
 from support.rawhttp import Repository, add, ask
 
@@ -191,6 +197,93 @@ def test_an_upload_over_tls_is_taken_over(tmp_path: Path) -> None:
         assert set(upload.read_bytes()) == set(b"ab")
 
 
+@pytest.mark.parametrize("how", ["finished", "removed"])
+def test_an_upload_that_ends_while_somebody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Nothing is added to what another process has made a blob meanwhile."""
+    one, two = Directory(str(tmp_path)), Directory(str(tmp_path))
+    upload = one.uploads.start("a")
+    late = two.uploads.find("a", upload.id)
+    lock = uploads._lock
+
+    def ended_first(fd: int, identity: str) -> None:
+        monkeypatch.setattr(uploads, "_lock", lock)
+        with upload.claimed() as own:
+            if how == "finished":
+                upload.write(own, (b"content",))
+                one.finish(upload, own, Digest.of(b"content"))
+            else:
+                one.uploads.forget(upload.id)
+        lock(fd, identity)
+
+    monkeypatch.setattr(uploads, "_lock", ended_first)
+    with pytest.raises(RegistryNotFound), late.claimed() as fd:
+        late.write(fd, (b" and more",))
+    if how == "finished":
+        assert Path(two.blob("a", Digest.of(b"content"))).read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("when", ["before its check", "after its check"])
+def test_an_upload_that_is_removed_as_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    storage = Directory(str(tmp_path))
+    upload = storage.uploads.start("a")
+    check = Upload.finish
+
+    def removed(self: Upload, fd: int, digest: Digest) -> None:
+        if when == "before its check":
+            storage.uploads.forget(self.id)
+        check(self, fd, digest)
+        storage.uploads.forget(self.id)
+
+    monkeypatch.setattr(Upload, "finish", removed)
+    with upload.claimed() as fd:
+        upload.write(fd, (b"content",))
+        with pytest.raises(RegistryNotFound) as told:
+            storage.finish(upload, fd, Digest.of(b"content"))
+    assert told.value.code == "BLOB_UPLOAD_UNKNOWN"
+    assert not storage.holds("a", Digest.of(b"content"))
+
+
+def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
+    one, two = Uploads(str(tmp_path)), Uploads(str(tmp_path))
+    upload = one.start("a")
+    with upload.claimed():
+        os.utime(upload.path, (0, 0))
+        two.sweep(1)
+        assert upload.size == 0
+    two.sweep(1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_another_process_has_finished_is_not_remembered(tmp_path: Path) -> None:
+    one, two = Uploads(str(tmp_path)), Uploads(str(tmp_path))
+    upload = one.start("a")
+    known = weakref.ref(two.find("a", upload.id))
+    one.forget(upload.id)
+    two.start("a")
+    gc.collect()
+    assert known() is None
+
+
+def test_where_files_run_out_accepting_takes_a_breath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted:
+        def accept(self) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    slept: list[float] = []
+    with serve(tmp_path) as registry:
+        server = registry._server
+        with monkeypatch.context() as patched:
+            patched.setattr(server, "socket", Exhausted())
+            patched.setattr(server_module.time, "sleep", slept.append)
+            with pytest.raises(OSError, match="Too many open files"):
+                server.get_request()
+    assert slept
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_closing_it_ends_who_is_sending(tls: bool) -> None:
     registry = serve(tls=tls)
@@ -250,3 +343,24 @@ def test_certificates_are_made_once_and_whole(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
     assert sorted(os.listdir(tmp_path)) == ["ca.crt", "server.crt", "server.key"]
+
+
+@pytest.mark.parametrize("file", ["server.key", "server.crt"])
+def test_a_death_while_a_certificate_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """The old certificate is not taken for one of the new key, nor of the new authority."""
+    own = tmp_path / "tls"
+    own.mkdir()
+    make(str(own), server_module.NAMES)
+    write = certificate._write
+
+    def die(path: str, content: bytes) -> None:
+        if path.endswith(file):
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(certificate, "_write", die)
+    with pytest.raises(KeyboardInterrupt):
+        make(str(own), (*server_module.NAMES, "registry.lab"))
+    monkeypatch.undo()
+    with serve(tmp_path, tls=True) as registry, connect(registry):
+        assert len(list(own.iterdir())) == 3

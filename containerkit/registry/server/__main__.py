@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from containerkit.errors import ContainerkitError
 from containerkit.registry.server.server import serve
 
 
@@ -49,23 +50,27 @@ def main() -> None:
         parser.error(str(error))
     if options.users and not users:
         parser.error(f"{options.users} has no users")
-    with serve(
-        options.directory,
-        host=options.host,
-        port=options.port,
-        users=users,
-        tls=options.tls,
-        names=options.name,
-        read_only=options.read_only,
-        deletion=not options.no_deletion,
-        upstream=options.upstream,
-    ) as registry:
+    try:
+        registry = serve(
+            options.directory,
+            host=options.host,
+            port=options.port,
+            users=users,
+            tls=options.tls,
+            names=options.name,
+            read_only=options.read_only,
+            deletion=not options.no_deletion,
+            upstream=options.upstream,
+        )
+    except (OSError, OverflowError, ValueError, ContainerkitError) as error:  # no port, no name, no registry
+        parser.error(str(error))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with registry:
         print(registry.url, flush=True)  # noqa: T201 - a program's own output
         if registry.certificates:
             print(f"authority: {registry.certificates.authority}", flush=True)  # noqa: T201
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
         stop.wait()
 
 

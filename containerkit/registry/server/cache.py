@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import suppress
@@ -22,8 +23,9 @@ from containerkit.errors import (
 from containerkit.image.model import Descriptor
 from containerkit.image.reference import Reference
 from containerkit.registry import discovery
+from containerkit.registry.bodies import number
 from containerkit.registry.client import Registries
-from containerkit.registry.server.storage import Manifest
+from containerkit.registry.server.storage import Manifest, meant
 from containerkit.registry.transport import Request
 
 if TYPE_CHECKING:
@@ -37,37 +39,51 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-PIECE = 1 << 20
+PIECE = 64 << 10  # also what is held back until the digest is right
 TAG_LIFE = 30.0
 CLOSING = 5.0  # seconds that closing waits for an upstream that is silent
-PATIENCE = 120.0  # seconds that a client waits for the next piece
+PATIENCE = 120.0  # seconds that a client waits while nothing comes
 
 
 class Fetch:
     """One blob on its way from the upstream: ``path`` is a file that grows to ``size`` bytes.
 
-    The last piece can be read only once the digest is right: nobody sees a whole wrong blob.
+    The last bytes can be read only once the digest is right: nobody sees a whole wrong blob.
     """
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path
         self.size = size
-        self._readable = 0
+        self.readable = 0
+        self._ended = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
 
     def wait(self, offset: int) -> int:
-        """How many bytes can be read from ``offset`` on, once there are some. Raises what the fetch raised."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._error or self._readable > offset, PATIENCE)
-            if self._readable <= offset:
-                raise self._error or RegistryDisconnected("the upstream sends nothing")
-            return self._readable - offset
+        """How many bytes can be read from ``offset`` on, once there are some or it has ended.
 
-    def advance(self, readable: int, error: Exception | None = None) -> None:
-        """So much can be read now, or this went wrong."""
+        Raises what the fetch raised, and :class:`RegistryDisconnected` where it makes no progress.
+        """
         with self._changed:
-            self._readable, self._error = max(readable, self._readable), error
+            while self.readable <= offset and not self._ended:
+                if not self._changed.wait(PATIENCE):
+                    raise RegistryDisconnected("the upstream sends nothing")
+            if self.readable <= offset and self._error is not None:
+                raise self._error
+            return max(0, self.readable - offset)
+
+    def advance(self, readable: int) -> None:
+        """So much can be read now."""
+        with self._changed:
+            self.readable = max(readable, self.readable)
+            self._changed.notify_all()
+
+    def end(self, error: Exception | None = None) -> None:
+        """All is here, or this went wrong."""
+        with self._changed:
+            self._ended, self._error = True, error
+            if error is None:
+                self.readable = self.size
             self._changed.notify_all()
 
 
@@ -101,7 +117,7 @@ class Shared:
                     turn.began, turn.answer, turn.error = time.monotonic(), None, None
                     try:
                         turn.answer = question()
-                    except ContainerkitError as error:
+                    except Exception as error:  # noqa: BLE001 - whoever waits gets it
                         turn.error = error
                 if turn.error is not None:
                     raise turn.error
@@ -136,6 +152,7 @@ class Upstream:
 
     def manifest(self, name: str, target: str) -> Manifest:
         """A manifest by tag or digest. Raises what the upstream raises."""
+        meant(name, target)
         return self._shared.ask((name, target), lambda: self._manifest(name, target))
 
     def _manifest(self, name: str, target: str) -> Manifest:
@@ -182,13 +199,22 @@ class Upstream:
         """
         return self._shared.ask((name, digest), lambda: self._fetch(name, digest))
 
+    def size(self, name: str, digest: Digest) -> int | None:
+        """How long a blob is, without fetching it; nothing where it is here. Raises what the upstream raises."""
+        with self._lock:
+            if (running := self._fetching.get(digest)) is not None:
+                return running.size
+        if self._storage.link(name, digest):
+            return None
+        return self._shared.ask((name, digest, "size"), lambda: self._size(name, digest))
+
     def _fetch(self, name: str, digest: Digest) -> Fetch | None:
         with self._lock:  # in this order: one that has just ended is held
             if (running := self._fetching.get(digest)) is not None:
                 return running
         if self._storage.holds(name, digest) or self._storage.link(name, digest):
             return None
-        return self._start(name, digest)
+        return self._start(name, digest, self._size(name, digest))
 
     def close(self) -> None:
         """Break off what is being fetched and close the connections to the upstream."""
@@ -196,54 +222,61 @@ class Upstream:
             self._closed = True
             threads, fetches = set(self._threads), set(self._fetching.values())
         for fetch in fetches:
-            fetch.advance(0, RegistryDisconnected("the cache is being closed"))
+            fetch.end(RegistryDisconnected("the cache is being closed"))
         deadline = time.monotonic() + CLOSING
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         for repository in self._repositories.values():
             repository.close()
 
-    def _start(self, name: str, digest: Digest) -> Fetch:
+    def _size(self, name: str, digest: Digest) -> int:
         repository = self._repository(name)
         subject = f"blob {self._registry}/{name}@{digest}"
         head = repository.transport.exchange(
             Request("HEAD", f"{repository.name}/blobs/{digest}", subject, missing=BlobUnknown)
         )
-        length = head.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
+        if (length := number(head.headers.get("Content-Length", ""))) is None:
             raise UnexpectedResponse(f"{subject}: the registry does not say how long it is")
-        upload = self._storage.uploads.start(name)
-        fetch = Fetch(upload.path, int(length))
-        thread = threading.Thread(target=self._run, args=(name, digest, upload, fetch), daemon=True)
+        return length
+
+    def _start(self, name: str, digest: Digest, size: int) -> Fetch:
         with self._lock:
+            if (running := self._fetching.get(digest)) is not None:  # for another repository
+                return running
+            upload, fd = self._storage.fetch(name)
+            fetch = Fetch(upload.path, size)
+            thread = threading.Thread(target=self._run, args=(digest, upload, fd, fetch), daemon=True)
             self._fetching[digest] = fetch
             self._threads.add(thread)
         thread.start()
         return fetch
 
-    def _run(self, name: str, digest: Digest, upload: Upload, fetch: Fetch) -> None:
+    def _run(self, digest: Digest, upload: Upload, fd: int, fetch: Fetch) -> None:
         try:
-            self._bring(name, digest, upload, fetch)
+            self._bring(digest, upload, fd, fetch)
+        except ImageError as error:  # to this server's clients it is no fault of theirs
+            fetch.end(UnexpectedResponse(error.message, hint=error.hint))
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
-            fetch.advance(0, error)
+            fetch.end(error)
         else:
-            fetch.advance(fetch.size)
+            fetch.end()
         finally:
+            os.close(fd)
             self._storage.uploads.forget(upload.id)
             with self._lock:
                 self._fetching.pop(digest, None)
                 self._threads.discard(threading.current_thread())
 
-    def _bring(self, name: str, digest: Digest, upload: Upload, fetch: Fetch) -> None:
+    def _bring(self, digest: Digest, upload: Upload, fd: int, fetch: Fetch) -> None:
         descriptor = Descriptor("application/octet-stream", digest, fetch.size)
-        with upload.claimed() as fd, self._repository(name).open(descriptor) as stream:
-            before = done = 0
+        with self._repository(upload.name).open(descriptor) as stream:
+            done = 0
             while piece := stream.read(PIECE):
                 if self._closed:
                     raise RegistryDisconnected("the cache is being closed")
                 upload.write(fd, (piece,))
-                before, done = done, done + len(piece)
-                fetch.advance(before)
+                done += len(piece)
+                fetch.advance(min(done, fetch.size - PIECE))
             self._storage.finish(upload, fd, digest)
 
     def _repository(self, name: str) -> Repository:

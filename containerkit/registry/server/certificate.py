@@ -7,7 +7,7 @@ import fcntl
 import ipaddress
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
@@ -64,6 +64,8 @@ def _make(directory: str, wanted: list[x509.GeneralName]) -> Pem:
         .sign(authority_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
+    with suppress(FileNotFoundError):
+        os.unlink(made.certificate)  # an older one does not fit the new key
     _write(made.authority, authority.public_bytes(pem))
     _write(made.key, _private(server_key))
     _write(made.certificate, server.public_bytes(pem))  # last: with it the others are there, and fit

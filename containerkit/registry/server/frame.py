@@ -10,7 +10,9 @@ import struct
 import time
 from contextlib import suppress
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
+from io import BufferedIOBase
 from typing import TYPE_CHECKING, Any
 
 from containerkit.image.codec import LARGEST_DOCUMENT, encode
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 PIECE = 256 << 10
 IDLE = 120  # seconds that a silent connection is kept
 LINGER = 2.0  # seconds that a client has to stop sending and read why
+LONGEST_HEAD = 64 << 10  # bytes of all headers of a request
 LONGEST_LINE = 1024
 MOST_TRAILERS = 100
+BLANK = " \t"  # no other character is one around a header's value (RFC 9110 section 5.6.3)
 NUMBER = re.compile(r"[0-9]{1,18}")
 CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+HEADER = re.compile(rb"(?:[^\s\0][^\r\n\0]*)?\r?\n")  # one line of its own (RFC 9112 section 5)
 NO_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
@@ -38,6 +43,25 @@ class Refusal(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
+class Head(BufferedIOBase):
+    """The headers of one request: only so many bytes, and whether each line is one."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self._file = file
+        self._left = LONGEST_HEAD
+        self.readable_lines = True
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """The next line. Raises :class:`HTTPException`, which is a 431, where there have been too many bytes."""
+        del size
+        line = self._file.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise HTTPException
+        self.readable_lines = self.readable_lines and HEADER.fullmatch(line) is not None
+        return line
+
+
 class Frame(BaseHTTPRequestHandler):
     """One connection; a request is refused, or its body read to the end, or the connection ends with the answer."""
 
@@ -48,6 +72,7 @@ class Frame(BaseHTTPRequestHandler):
     users: Mapping[str, str] | None = None
     consumed = True
     started = False
+    _readable = True
     _linger = False
     _expected = False
 
@@ -83,6 +108,17 @@ class Frame(BaseHTTPRequestHandler):
         status = 405 if code == HTTPStatus.NOT_IMPLEMENTED else code
         self.consumed, self.started = False, False
         self.refuse(Refusal(status, "UNSUPPORTED", message or explain or HTTPStatus(code).phrase))
+
+    def parse_request(self) -> bool:
+        """The request's line and headers, if these are not too long."""
+        file = self.rfile
+        head = Head(file)
+        self.rfile = head
+        try:
+            return super().parse_request()
+        finally:
+            self.rfile = file
+            self._readable = head.readable_lines
 
     def handle_expect_100(self) -> bool:
         """Told to go on only when its body is wanted."""
@@ -144,10 +180,10 @@ class Frame(BaseHTTPRequestHandler):
         """Find out where the body ends (RFC 9112 section 6). Raises :class:`Refusal` where that is unclear."""
         self.consumed = self.started = False
         encodings = self.headers.get_all("Transfer-Encoding") or []
-        lengths = {text.strip() for text in self.headers.get_all("Content-Length") or []}
-        if self.headers.defects:
+        lengths = {text.strip(BLANK) for text in self.headers.get_all("Content-Length") or []}
+        if self.headers.defects or not self._readable:
             raise Refusal(400, "UNSUPPORTED", "the headers cannot be read")
-        if encodings and ([text.strip().lower() for text in encodings] != ["chunked"] or lengths):
+        if encodings and ([text.strip(BLANK).lower() for text in encodings] != ["chunked"] or lengths):
             raise Refusal(400, "UNSUPPORTED", "the only transfer encoding is chunked, and it has no Content-Length")
         if len(lengths) > 1 or not all(NUMBER.fullmatch(text) for text in lengths):
             raise Refusal(400, "SIZE_INVALID", "Content-Length is not a number")

@@ -61,6 +61,13 @@ class Handler(Frame):
     def do_GET(self) -> None:  # noqa: N802 - the base class looks for it
         """Answer, whatever the method."""
         self.users = self.server.users
+        self.server.busy(self.connection)
+        try:
+            self._answer()
+        finally:
+            self.server.idle(self.connection)
+
+    def _answer(self) -> None:
         try:
             self.frame()
             self.authorize()
@@ -188,27 +195,33 @@ class Handler(Frame):
 
     def _get_blob(self, route: Route) -> None:
         digest = _digest(route.target)
+        headers = {
+            "Content_Type": "application/octet-stream",
+            "Docker_Content_Digest": str(digest),
+            "ETag": f'"{digest}"',
+            "Accept_Ranges": "bytes",
+            "Cache_Control": "max-age=31536000",
+        }
+        if self.command == "HEAD":
+            self.head(OK, self.server.size(route.name, digest), **headers)
+            self.flush_headers()
+            return
         with closing(self.server.content(route.name, digest)) as content:
             first, last = self._range(content.size)
+            if not content.reached(first):  # it is still being fetched: all of it comes sooner than this part
+                first, last = 0, content.size - 1
+            content.ready(first)
             part = (first, last) != (0, content.size - 1)
-            headers = {
-                "Content_Type": "application/octet-stream",
-                "Docker_Content_Digest": str(digest),
-                "ETag": f'"{digest}"',
-                "Accept_Ranges": "bytes",
-                "Cache_Control": "max-age=31536000",
-            }
             if part:
                 headers["Content_Range"] = f"bytes {first}-{last}/{content.size}"
             self.head(PARTIAL if part else OK, last - first + 1, **headers)
             self.flush_headers()
-            if self.command != "HEAD":
-                self._send_content(content, first, last - first + 1)
+            self._send_content(content, first, last - first + 1)
 
     def _range(self, size: int) -> tuple[int, int]:
         """The first and last byte that are asked for (RFC 9110 section 14.1.2): one range, or all."""
         found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", self.headers.get("Range", "").strip())
-        if not found or not any(found.groups()) or self.command == "HEAD":
+        if not found or not any(found.groups()):
             return 0, size - 1
         first, last = found.groups()
         if first and last and int(last) < int(first):

@@ -18,6 +18,7 @@ from containerkit.errors import (
 from containerkit.registry.server.frame import Refusal
 
 PASSED_ON = (409, 429)
+LONGEST_WAIT = 24 * 3600.0  # seconds that a client is told to wait at most
 
 
 class MissingPart(InvalidImage):
@@ -27,7 +28,7 @@ class MissingPart(InvalidImage):
 def refusal(error: ContainerkitError) -> Refusal:
     """The answer that tells of ``error``."""
     status, code = _answer(error)
-    wait = math.ceil(error.retry_after) if isinstance(error, RegistryError) else 0
+    wait = math.ceil(min(error.retry_after, LONGEST_WAIT)) if isinstance(error, RegistryError) else 0
     return Refusal(status, code, error.message, **({"Retry_After": str(wait)} if wait else {}))
 
 

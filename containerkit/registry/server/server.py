@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import ssl
 import tempfile
 import threading
 import time
+from contextlib import closing
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 NAMES = ("localhost", "127.0.0.1", "::1")
 TAG_LIFE = 30.0
 MOST_CONNECTIONS = 1000
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+BREATH = 0.1  # seconds until another connection is accepted when files or memory have run out
 CLOSING = 10.0  # seconds that closing waits for a request that an upstream does not answer
 
 
@@ -48,6 +52,10 @@ class Content:
     def ready(self, offset: int) -> int:
         """How many bytes can be read from ``offset`` on, once there are some. Raises what the fetching raises."""
         return self._fetch.wait(offset) if self._fetch else self.size - offset
+
+    def reached(self, offset: int) -> bool:
+        """Whether everything up to ``offset`` is here."""
+        return self._fetch is None or self._fetch.readable >= offset
 
     def close(self) -> None:
         """Close the file."""
@@ -78,6 +86,7 @@ class RegistryServer(ThreadingHTTPServer):
         self.secure = False
         self.closing = False
         self._open: dict[socket.socket, threading.Thread] = {}
+        self._idle: dict[socket.socket, None] = {}  # between requests, the longest first
         self._lock = threading.Lock()
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -102,7 +111,21 @@ class RegistryServer(ThreadingHTTPServer):
                 try:
                     return Content(fetch.path, fetch)
                 except FileNotFoundError:  # it has ended already, well or not
-                    fetch.wait(fetch.size - 1)
+                    fetch.wait(fetch.size)
+                    self.storage.link(name, digest)  # another repository may have been the one that fetched it
+        return self._kept(name, digest)
+
+    def size(self, name: str, digest: Digest) -> int:
+        """How long a blob is; nothing is fetched for that."""
+        size = None
+        if self.upstream is not None and not self.storage.holds(name, digest):
+            size = self.upstream.size(name, digest)
+        if size is not None:
+            return size
+        with closing(self._kept(name, digest)) as content:
+            return content.size
+
+    def _kept(self, name: str, digest: Digest) -> Content:
         try:
             return Content(self.storage.blob(name, digest))
         except FileNotFoundError:
@@ -153,22 +176,53 @@ class RegistryServer(ThreadingHTTPServer):
 
     # --- connections
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next connection; one that cannot be accepted yet waits without keeping the processor busy."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                time.sleep(BREATH)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for each connection, remembered so that closing the server ends it."""
+        """A thread for each connection, remembered so that closing the server ends it.
+
+        Where there are too many, the one that has been without a request for longest makes room.
+        """
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), name="containerkit-request", daemon=True
         )
         with self._lock:
+            oldest = next(iter(self._idle), None)
             full = len(self._open) >= MOST_CONNECTIONS
+            if full and oldest is not None:
+                full = False
+                del self._idle[oldest]
+                cut(oldest)  # its thread ends at once
             if not full:
                 self._open[request] = thread
+                self._idle[request] = None
         if full:
             self.shutdown_request(request)
         else:
             thread.start()
 
+    def idle(self, connection: socket.socket) -> None:
+        """It waits for a request from now on."""
+        with self._lock:
+            if connection in self._open:
+                self._idle[connection] = None
+
+    def busy(self, connection: socket.socket) -> None:
+        """A whole request has come."""
+        with self._lock:
+            self._idle.pop(connection, None)
+
     def shutdown_request(self, request: Any) -> None:
         """Forget it."""
+        with self._lock:
+            self._idle.pop(request, None)
         super().shutdown_request(request)
         with self._lock:
             self._open.pop(request, None)

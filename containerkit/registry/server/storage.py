@@ -8,6 +8,7 @@
     ROOT/repositories/NAME/_tags/TAG                the digest that the tag means
     ROOT/repositories/NAME/_referrers/A-HEX/A-HEX   a manifest whose subject is the first digest
     ROOT/uploads/ID                                 what has come of an upload
+    ROOT/uploads/fetch-ID                           what a cache is fetching
     ROOT/new/ID                                     a small file on its way to its place
     ROOT/lock                                       shared while something is entered, exclusive while it is removed
 
@@ -35,7 +36,7 @@ from containerkit.errors import (
 )
 from containerkit.image.digest import Digest
 from containerkit.image.reference import LONGEST_PATH, PATH, TAG
-from containerkit.registry.server.uploads import Uploads
+from containerkit.registry.server.uploads import Uploads, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,9 @@ class Directory:
         for part in ("blobs", "repositories", "new"):
             os.makedirs(os.path.join(self.root, part), mode=0o700, exist_ok=True)
         self.uploads = Uploads(os.path.join(self.root, "uploads"))
+        if self.uploads.fetches():
+            with self._locked(exclusive=True):
+                self.uploads.sweep_fetches()
         oldest = time.time() - STALE
         for entry in os.scandir(os.path.join(self.root, "new")):
             with suppress(FileNotFoundError):
@@ -106,7 +110,8 @@ class Directory:
     def finish(self, upload: Upload, fd: int, digest: Digest) -> None:
         """Make an upload, claimed as ``fd``, a blob of its repository.
 
-        Raises :class:`DigestMismatch`, and then the upload is gone.
+        Raises :class:`DigestMismatch`, and then the upload is gone, or where it has been removed
+        :class:`RegistryNotFound`.
         """
         upload.finish(fd, digest)
         target = self.content(digest)
@@ -114,8 +119,16 @@ class Directory:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             # First the mark, which means nothing without content: once the upload's file is gone, the blob is there.
             self._write(self._path(upload.name, "_blobs", _file(digest)), b"")
-            os.rename(upload.path, target)
+            try:
+                os.rename(upload.path, target)
+            except FileNotFoundError:
+                raise unknown(upload.id) from None
         self.uploads.forget(upload.id)
+
+    def fetch(self, name: str) -> tuple[Upload, int]:
+        """A new file for what a cache fetches into a repository, and the descriptor that holds it; close it."""
+        with self._locked():  # a server that starts would remove it between its making and its being held
+            return self.uploads.fetch(name)
 
     def remove_blob(self, name: str, digest: Digest) -> None:
         """Take a blob out of a repository; the content goes with the last. Raises :class:`BlobUnknown`."""
@@ -136,7 +149,7 @@ class Directory:
 
     def manifest(self, name: str, target: str) -> Manifest:
         """The manifest of a tag or digest. Raises :class:`ManifestUnknown`."""
-        digest = _digest(target) or self._tagged(name, target)
+        digest = meant(name, target) or self._tagged(name, target)
         try:
             with open(self._path(name, "_manifests", _file(digest)), encoding="utf-8") as file:
                 media_type = file.read()
@@ -147,7 +160,7 @@ class Directory:
 
     def put_manifest(self, name: str, target: str, body: bytes, media_type: str) -> Digest:
         """Keep a manifest and point ``target`` to it, where that is a tag. Raises :class:`DigestMismatch`."""
-        wanted = _digest(target)
+        wanted = meant(name, target)
         state = wanted.hasher() if wanted else None
         if state is None:
             digest = Digest.of(body)
@@ -182,7 +195,7 @@ class Directory:
     def remove_manifest(self, name: str, target: str) -> None:
         """Remove a tag, or by its digest a manifest and all its tags. Raises :class:`ManifestUnknown`."""
         with self._locked(exclusive=True):
-            if _digest(target) is None:
+            if meant(name, target) is None:
                 self._tagged(name, target)
                 os.unlink(self._path(name, "_tags", target))
                 return
@@ -224,8 +237,6 @@ class Directory:
 
     def _tagged(self, name: str, tag: str) -> Digest:
         try:
-            if not re.fullmatch(TAG, tag):
-                raise _no_manifest(name, tag)
             with open(self._path(name, "_tags", tag), encoding="ascii") as file:
                 return Digest(file.read())
         except FileNotFoundError:
@@ -265,11 +276,15 @@ def _no_manifest(name: str, target: str) -> ManifestUnknown:
     return ManifestUnknown(f"{name} has no manifest {target[:160]}", code="MANIFEST_UNKNOWN")
 
 
-def _digest(target: str) -> Digest | None:
+def meant(name: str, target: str) -> Digest | None:
+    """The digest by which a manifest is asked for, or None for a tag. Raises :class:`ManifestUnknown` for neither."""
     try:
-        return Digest(target) if ":" in target else None
+        digest = Digest(target) if ":" in target else None
     except InvalidDigest as error:
         raise ManifestUnknown(f"{target[:160]} is no digest", code="MANIFEST_UNKNOWN") from error
+    if digest is None and not re.fullmatch(TAG, target):
+        raise _no_manifest(name, target)
+    return digest
 
 
 def _file(digest: Digest) -> str:

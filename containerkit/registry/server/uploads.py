@@ -1,7 +1,8 @@
 """Uploads that are under way: files that only grow, whichever request, process or restart of the server adds to them.
 
 The id of an upload contains a mark of its repository's name, so that no other repository can use it, even after a
-restart. One request at a time writes, held by a lock on the file; a client that comes again takes it over.
+restart. One request at a time writes, held by a lock on the file; a client that comes again takes it over. What a
+cache is fetching lies among them, and means nothing once nobody holds it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ABANDONED = 7 * 24 * 3600.0  # seconds without a byte
 IDLE = 3600.0  # the same, where there are too many
 PATIENCE = 10.0  # seconds that a request waits for another one on the same upload
 IDENTITY = re.compile("[0-9a-f]{32}-[0-9a-f]{16}")
+FETCH = "fetch-"  # how the name of what a cache is fetching begins: no client's upload
 
 
 class Uploads:
@@ -48,15 +50,32 @@ class Uploads:
     def start(self, name: str) -> Upload:
         """A new, empty upload into a repository. Raises :class:`RegistryRejected` where there are too many."""
         with self._lock:
-            if len(os.listdir(self.directory)) >= MOST:
-                self.sweep(IDLE)
-                if len(os.listdir(self.directory)) >= MOST:
-                    message = f"{MOST} uploads have been begun and not finished"
-                    raise RegistryRejected(message, status=429, code="TOOMANYREQUESTS")
+            self._make_room()
             upload = Upload(self, name, f"{uuid.uuid4().hex}-{_mark(name)}")
-            os.close(os.open(upload.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE))
+            os.close(_create(upload.path))
             self._known[upload.id] = upload
         return upload
+
+    def fetch(self, name: str) -> tuple[Upload, int]:
+        """A new file that only this process writes to, and its descriptor, which holds it; close it.
+
+        Raises :class:`RegistryRejected` where there are too many.
+        """
+        with self._lock:
+            self._make_room()
+        upload = Upload(self, name, f"{FETCH}{uuid.uuid4().hex}")
+        fd = _create(upload.path)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return upload, fd
+
+    def _make_room(self) -> None:
+        for gone in self._known.keys() - set(os.listdir(self.directory)):  # finished by another process
+            del self._known[gone]
+        if len(os.listdir(self.directory)) >= MOST:
+            self.sweep(IDLE)
+            if len(os.listdir(self.directory)) >= MOST:
+                message = f"{MOST} uploads have been begun and not finished"
+                raise RegistryRejected(message, status=429, code="TOOMANYREQUESTS")
 
     def find(self, name: str, identity: str) -> Upload:
         """An upload that is under way, in this process or another one. Raises :class:`RegistryNotFound`."""
@@ -76,13 +95,22 @@ class Uploads:
             os.unlink(os.path.join(self.directory, identity))
 
     def sweep(self, age: float) -> None:
-        """Remove what has not grown for ``age`` seconds."""
+        """Remove what has not grown for ``age`` seconds, and nobody writes to."""
         oldest = time.time() - age
         for entry in os.scandir(self.directory):
             with suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry.path)
+                if entry.stat(follow_symlinks=False).st_mtime < oldest and _remove(entry.path):
                     self._known.pop(entry.name, None)
+
+    def fetches(self) -> list[str]:
+        """The files of what caches are fetching, or were when they died."""
+        return [entry.path for entry in os.scandir(self.directory) if entry.name.startswith(FETCH)]
+
+    def sweep_fetches(self) -> None:
+        """Remove those of caches that died. None may be made meanwhile."""
+        for path in self.fetches():
+            with suppress(FileNotFoundError):
+                _remove(path)
 
 
 class Upload:
@@ -125,6 +153,8 @@ class Upload:
             fd = _open(self.path, self.id)
             try:
                 _lock(fd, self.id)
+                if not _is(fd, self.path):  # while we waited it has become a blob, or was removed
+                    raise unknown(self.id)
                 yield fd
             finally:
                 os.close(fd)
@@ -148,14 +178,19 @@ class Upload:
                 size += written
 
     def finish(self, fd: int, digest: Digest) -> None:
-        """Check the whole content. Raises :class:`DigestMismatch`, and then it is gone."""
+        """Check the whole content. Raises :class:`DigestMismatch`, and then it is gone.
+
+        Raises :class:`RegistryNotFound` where it has been removed.
+        """
         if digest.algorithm != self._hash.name:
             self._hash, self._hashed = digest.hasher(), 0
-        while piece := _read(self.path, self._hashed):
+        while piece := os.pread(fd, PIECE, self._hashed):
             self._hash.update(piece)
             self._hashed += len(piece)
         actual = Digest.from_hash(self._hash)
-        if actual != digest or os.fstat(fd).st_nlink == 0:
+        if not os.fstat(fd).st_nlink:
+            raise unknown(self.id)
+        if actual != digest:
             self._uploads.forget(self.id)
             raise DigestMismatch(f"the blob hashes to {actual}", expected=digest, actual=actual)
 
@@ -185,19 +220,36 @@ def _mark(name: str) -> str:
     return new_hash("sha256", name.encode()).hexdigest()[:16]
 
 
+def _create(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+
+
 def _open(path: str, identity: str) -> int:
     try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     except FileNotFoundError:
         raise unknown(identity) from None
 
 
-def _read(path: str, offset: int) -> bytes:
+def _is(fd: int, path: str) -> bool:
+    """Whether the open file is still the one of that name."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), PIECE, offset)
+        return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
-        return b""
+        return False
+
+
+def _remove(path: str) -> bool:
+    """Remove a file, unless somebody holds it; who waits for it sees that it is gone."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _lock(fd: int, identity: str) -> None:
