@@ -116,9 +116,18 @@ class Rows:
 class Database:
     """One connection to one file, in autocommit mode. For one thread at a time; closed when it is collected."""
 
-    def __init__(self, path: str, *settings: str) -> None:
-        """Open ``path``; ``settings`` are pragmas for every connection. Raises :class:`sqlite3.Error`."""
+    def __init__(self, path: str, *settings: str, frozen: bool = False) -> None:
+        """Open ``path``; ``settings`` are pragmas for every connection. Raises :class:`sqlite3.Error`.
+
+        ``frozen`` reads a file in WAL mode, without a WAL, where nothing can be written beside it. It is opened anew
+        for every statement: elsewhere it may be writable.
+        """
+        if frozen:
+            from urllib.parse import quote
+
+            path = f"file:{quote(path)}?immutable=1"
         self._path = path
+        self._frozen = frozen
         self._settings = settings
         self._connection: sqlite3.Connection | None = None
         with _gate:
@@ -133,6 +142,8 @@ class Database:
                 return Rows(cursor.fetchall(), cursor.rowcount)
             finally:
                 cursor.close()
+                if self._frozen:
+                    self.rest()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -153,7 +164,11 @@ class Database:
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = sqlite3.connect(
-                self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self._path,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=self._frozen,
             )
             for setting in self._settings:
                 _patiently(self._connection, f"PRAGMA {setting}")

@@ -11,6 +11,7 @@ One root directory, shared by any number of processes:
     ROOT/layers/CHAIN/         unpacked layers: the layer alone, or with all below it where the driver does so
     ROOT/containers/ID/        a container's writable layer or root, log and exit status
     ROOT/cache/                derived data (compiled seccomp programs)
+    ROOT/room                  room on the disk, given back where there is none left to remove things
 
 The database answers in memory speed and survives ``kill -9`` at any instruction: WAL with
 ``synchronous=NORMAL`` never loses an acknowledged commit to a dying process.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 VERSION = 3
 _PRIVATE = 0o700
+_ROOM = 256 << 10
+_PLENTY = 16 * _ROOM
 _DRIVER_LENGTH = 64
 
 SCHEMA = """
@@ -181,17 +184,39 @@ class State:
     def transaction(self) -> Iterator[Database]:
         """One write transaction (``BEGIN IMMEDIATE``): all or nothing, one writer at a time.
 
-        Raises :class:`StateError` where the disk is full or fails; nothing has changed then.
+        Raises :class:`StateError` where the disk is full, read-only or fails; nothing has changed then.
         """
         try:
             with self.database.transaction():
                 yield self.database
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            code = error.sqlite_errorcode & 0xFF
+            if code not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
                 raise
-            raise StateError(
-                f"cannot write {self.path('state.db')}: {error}", hint="free some space; nothing has changed"
-            ) from error
+            hint = "" if code == sqlite3.SQLITE_READONLY else "free some space; nothing has changed"
+            raise StateError(f"cannot write {self.path('state.db')}: {error}", hint=hint) from error
+
+    def make_room(self) -> None:
+        """Give back ``ROOT/room`` where the disk is full, for whoever removes things: the database writes that down."""
+        if self._space() < _ROOM:
+            with suppress(OSError):
+                os.unlink(self.path("room"))
+
+    def keep_room(self) -> None:
+        """Take it again, where there is plenty."""
+        path = self.path("room")
+        with suppress(OSError):
+            if (os.path.exists(path) and os.stat(path).st_size == _ROOM) or self._space() < _PLENTY:
+                return
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _ROOM)
+            finally:
+                os.close(fd)
+
+    def _space(self) -> int:
+        disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
     def close(self) -> None:
         """Close every connection that this object opened in this process."""
@@ -203,13 +228,26 @@ class State:
     def _open(self) -> Database:
         path = self.path("state.db")
         try:
+            if self._is_frozen():
+                database = Database(path, frozen=True)
+                self._migrate(database)
+                return database
+            self.make_room()  # the database wants some for its -shm and -wal, also where it is only read
             database = Database(path, "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON")
             self._migrate(database)
             for name in (path, f"{path}-wal", f"{path}-shm"):
                 _close_to_others(name)  # by name: a descriptor's close would drop SQLite's locks
         except sqlite3.Error as error:
-            raise StateError(f"cannot use the database {path}: {error}") from error
+            hint = "no space left on the disk: free some" if self._space() < _ROOM else ""
+            raise StateError(f"cannot use the database {path}: {error}", hint=hint) from error
+        self.keep_room()
         return database
+
+    def _is_frozen(self) -> bool:
+        """Whether nothing can be written here, and the database was closed by its last user."""
+        if not os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            return False
+        return not any(os.path.exists(self.path(f"state.db-{part}")) for part in ("wal", "shm"))
 
     def _migrate(self, database: Database) -> None:
         version = database.execute("PRAGMA user_version").fetchone()[0]

@@ -16,6 +16,8 @@
      │    ├── ImageNotFound (LookupError)
      │    ├── AmbiguousImage (LookupError)        a prefix or archive names several
      │    ├── BlobNotFound (LookupError)
+     │    ├── DaemonUnavailable (ConnectionError) no Docker Engine answers
+     │    ├── DaemonFailed                        the Docker Engine refuses, or does not take an image
      │    ├── PathNotInImage (FileNotFoundError)  no such file in the image, or nothing that can be read
      │    ├── ImageInUse
      │    ├── PlatformMismatch
@@ -111,6 +113,8 @@ if TYPE_CHECKING:
     from containerkit.errors.image import CompressionBomb as CompressionBomb
     from containerkit.errors.image import ContentMismatch as ContentMismatch
     from containerkit.errors.image import CorruptLayer as CorruptLayer
+    from containerkit.errors.image import DaemonFailed as DaemonFailed
+    from containerkit.errors.image import DaemonUnavailable as DaemonUnavailable
     from containerkit.errors.image import DigestMismatch as DigestMismatch
     from containerkit.errors.image import DocumentTooLarge as DocumentTooLarge
     from containerkit.errors.image import FileTooLarge as FileTooLarge
@@ -152,6 +156,7 @@ if TYPE_CHECKING:
     from containerkit.errors.registry import RegistryTimeout as RegistryTimeout
     from containerkit.errors.registry import RegistryUnauthorized as RegistryUnauthorized
     from containerkit.errors.registry import RegistryUnavailable as RegistryUnavailable
+    from containerkit.errors.registry import RegistryWarning as RegistryWarning
     from containerkit.errors.registry import SignatureInvalid as SignatureInvalid
     from containerkit.errors.registry import SignatureMissing as SignatureMissing
     from containerkit.errors.registry import TlsFailed as TlsFailed
@@ -208,6 +213,8 @@ _NAMES = {
         "LimitExceeded",
         "NotAnImage",
         "NotConformant",
+        "DaemonFailed",
+        "DaemonUnavailable",
         "PathNotInImage",
         "PathTooLong",
         "PlatformMismatch",
@@ -234,6 +241,7 @@ _NAMES = {
         "RegistryTimeout",
         "RegistryUnauthorized",
         "RegistryUnavailable",
+        "RegistryWarning",
         "SignatureInvalid",
         "SignatureMissing",
         "TlsFailed",

@@ -49,6 +49,14 @@ class BlobNotFound(ImageError, LookupError):
     """A descriptor whose content is not there."""
 
 
+class DaemonUnavailable(ImageError, ConnectionError):
+    """No Docker Engine answers where ``DOCKER_HOST`` says, or it broke off."""
+
+
+class DaemonFailed(ImageError):
+    """The Docker Engine refuses, or does not take an image; its reason is in the message."""
+
+
 class PathNotInImage(ImageError, FileNotFoundError):
     """No file of that path in an image, or one that has no content; ``path`` names it."""
 
@@ -136,7 +144,7 @@ class DocumentTooLarge(LimitExceeded, SizeMismatch):
 
 
 class ImageTooLarge(LimitExceeded):
-    """Too many bytes in all layers together, too many layers or members of an archive, or indexes within indexes."""
+    """Too many bytes in all layers together; too many layers, archive members or images, indexes within indexes."""
 
 
 class LayerTooLarge(LimitExceeded, LayerError):

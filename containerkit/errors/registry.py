@@ -24,6 +24,10 @@ class RegistryError(ContainerkitError):
         self.code = code
 
 
+class RegistryWarning(UserWarning):
+    """What a registry warns of (a ``Warning`` header): no error, unless Python's warning filters make it one."""
+
+
 class RegistryUnavailable(RegistryError, ConnectionError):
     """Nobody answers there (``status`` 0), or the server is failing (a 5xx)."""
 
@@ -83,7 +87,7 @@ class RateLimited(RegistryRejected):
 
 
 class CredentialsError(RegistryError, ValueError):
-    """A file or a helper program that should give credentials, and cannot."""
+    """A file or a helper program that should give credentials, and cannot; or credentials that no request can carry."""
 
 
 class TokenError(RegistryError, PermissionError):
@@ -91,7 +95,7 @@ class TokenError(RegistryError, PermissionError):
 
 
 class RegistryConfigError(RegistryError, ValueError):
-    """A configuration of registries (certificates, mirrors) that does not parse or does not fit."""
+    """A configuration of registries (certificates, mirrors, proxies) that does not parse or does not fit."""
 
 
 class RegistryBlocked(RegistryError, PermissionError):
@@ -119,4 +123,4 @@ class UnexpectedResponse(RegistryError):
 
 
 class RedirectRefused(UnexpectedResponse):
-    """A redirect that is not followed: without end, to nowhere, or from https to http."""
+    """A redirect that is not followed: without end, to nowhere, or from https to http, uploads too."""

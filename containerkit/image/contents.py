@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from containerkit.errors import ContentMismatch, CorruptLayer, InvalidImage, LayerError, UnsafeEntry
+from containerkit.errors import ContentMismatch, CorruptLayer, InvalidImage, LayerError, PathTooLong, UnsafeEntry
 from containerkit.image.codec import LARGEST_CONFIG, parse_config
 from containerkit.image.digest import Digest
+from containerkit.image.headers import Headers
 from containerkit.image.layers.compression import decompressed
 from containerkit.image.layers.layer import DIRECTORY, LINK, SYMLINK, TarReader
 from containerkit.image.layers.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, place
@@ -62,13 +63,18 @@ class Inode:
 
 
 class Node:
-    """A name in the tree. ``layer`` is the one that put it there; ``children`` is None for what is no directory."""
+    """A name in the tree. ``layer`` is the one that put it there; ``children`` is None for what is no directory.
 
-    __slots__ = ("children", "inode", "layer")
+    Its path has ``depth`` components and ``length`` bytes.
+    """
 
-    def __init__(self, inode: Inode, layer: int) -> None:
+    __slots__ = ("children", "depth", "inode", "layer", "length")
+
+    def __init__(self, inode: Inode, layer: int, depth: int = 0, length: int = 0) -> None:
         self.inode = inode
         self.layer = layer
+        self.depth = depth
+        self.length = length
         self.children: dict[bytes, Node] | None = {} if inode.kind == DIRECTORY else None
         inode.names += 1
 
@@ -115,9 +121,13 @@ class Contents:
         self._layer = 0
         self._pruned: set[Node] = set()  # directories without anything of a lower layer
         self._reader: TarReader | None = None
+        self._headers = Headers()
 
     def add(self, reader: TarReader) -> None:
-        """Put one more layer on top. Raises :class:`CorruptLayer` and :class:`UnsafeEntry`, naming the entry."""
+        """Put one more layer on top.
+
+        Raises :class:`CorruptLayer`, :class:`UnsafeEntry` and :class:`LayerTooLarge`, naming the entry.
+        """
         self._layer = len(self.uses)
         self.uses.append(LayerUse())
         self._pruned.clear()
@@ -137,7 +147,7 @@ class Contents:
 
         Raises :class:`UnsafeEntry` for a symlink that never ends.
         """
-        found = self._walk(path, make=False)
+        found = self._walk(path)
         return found[-1] if found else None
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
@@ -148,10 +158,11 @@ class Contents:
         if not base:
             if entry.kind != DIRECTORY:
                 raise UnsafeEntry("the root of a layer must be a directory", entry=entry.display)
-            self.root.inode = Inode(entry, self._layer, number)
+            self.root.inode = Inode(self._headers.keep(entry), self._layer, number)
             self.root.layer = self._layer
             return
-        parent = self._directory(head, entry)
+        above, parent = self._directory(head, entry)
+        depth, length = self._measured(above, base, entry)
         if entry.kind == LINK:
             inode = self._link_target(entry, parent.get(base))
             old = parent.get(base)
@@ -159,14 +170,14 @@ class Contents:
                 old.layer = self._layer
                 return
         else:
-            inode = Inode(entry, self._layer, number)
+            inode = Inode(self._headers.keep(entry), self._layer, number)
             self.uses[-1].stored += entry.size
         old = parent.get(base)
         if old is not None and old.children is not None and inode.kind == DIRECTORY:
             old.inode, old.layer = inode, self._layer
             inode.names += 1
             return
-        new = Node(inode, self._layer)
+        new = Node(inode, self._layer, depth, length)
         if old is None or old.layer == self._layer:
             self.uses[-1].added += 0 if entry.kind == LINK else inode.stored
         if old is not None:
@@ -180,7 +191,7 @@ class Contents:
             base = b""
         if not base:
             raise UnsafeEntry(f"{entry.display!r} is a hard link out of the root", entry=entry.display)
-        found = self._walk(head, make=False)
+        found = self._walk(head)
         if old is not None and any(node is old for node in found or ()):
             raise CorruptLayer(f"{entry.display!r} is a hard link to what lies below itself", entry=entry.display)
         target = found[-1].children.get(base) if found and found[-1].children is not None else None
@@ -190,17 +201,19 @@ class Contents:
             raise (UnsafeEntry if entry.link.startswith(b"/") else CorruptLayer)(message, entry=entry.display)
         return target.inode
 
-    def _directory(self, path: bytes, entry: Entry) -> dict[bytes, Node]:
-        """The children of the directory that an entry lies in, made where no entry made it."""
-        found = self._walk(path, make=True)
-        children = found[-1].children if found else None
-        if children is None:
+    def _directory(self, path: bytes, entry: Entry) -> tuple[Node, dict[bytes, Node]]:
+        """The directory that an entry lies in, made where no entry made it, and its children."""
+        found = self._walk(path, make=entry)
+        if not found or found[-1].children is None:
             shown = path.decode(errors="replace")
             raise CorruptLayer(f"{shown!r} is no directory, and has entries below", entry=entry.display)
-        return children
+        return found[-1], found[-1].children
 
-    def _walk(self, path: bytes, *, make: bool) -> list[Node] | None:
-        """The nodes on the way to ``path``, that itself last; with ``make``, what is missing becomes directories."""
+    def _walk(self, path: bytes, *, make: Entry | None = None) -> list[Node] | None:
+        """The nodes on the way to ``path``, that itself last.
+
+        What is missing is made: directories, for the entry ``make`` if there is one.
+        """
         way = [self.root]
         rest = path.split(b"/")[::-1]
         links, steps, absolute = 0, 0, False
@@ -212,7 +225,7 @@ class Contents:
             if part in {b"", b"."}:
                 continue
             if part == b"..":
-                if len(way) == 1 and make:
+                if len(way) == 1 and make is not None:
                     raise _unsafe(path, "climbs above the root")
                 way = way[:-1] or way
                 continue
@@ -226,31 +239,44 @@ class Contents:
                 way = [self.root] if link.startswith(b"/") else way
                 rest += link.split(b"/")[::-1]
                 continue
-            if make:
-                child = self._made(way[-1], part, child, "" if not absolute else path.decode(errors="replace"))
+            if make is not None:
+                link = path if absolute else b""
+                child = self._made(way[-1], part, child, make, link)
             if child is None:
                 return None
             way.append(child)
         return way
 
-    def _made(self, parent: Node, part: bytes, child: Node | None, link: str) -> Node | None:
+    def _made(self, parent: Node, part: bytes, child: Node | None, entry: Entry, link: bytes) -> Node | None:
         """What a layer's entry goes through: a directory takes the place of nothing, and of a lower layer's file."""
         if child is not None and (child.children is not None or child.layer == self._layer):
             return child
         if parent.children is None:
             return None
-        if link:
-            raise _unsafe(link.encode(), "leads to an absolute path that the image does not have")
+        if link and child is None:
+            raise _unsafe(link, "leads to an absolute path that the image does not have")
+        depth, length = self._measured(parent, part, entry)
         if child is not None:
             self._forget(child, "replaced")
         if self._reader is not None:
             self._reader.count()
-        made = parent.children[part] = Node(Inode(None, self._layer, IMPLICIT), self._layer)
+        made = parent.children[part] = Node(Inode(None, self._layer, IMPLICIT), self._layer, depth, length)
         return made
+
+    def _measured(self, parent: Node, name: bytes, entry: Entry) -> tuple[int, int]:
+        """Components and bytes of a name's path, wherever links have led. Raises :class:`LayerTooLarge`."""
+        depth, length = parent.depth + 1, parent.length + bool(parent.depth) + len(name)
+        for what, limit, found in (("components", "depth", depth), ("bytes", "path", length)):
+            allowed = getattr(STANDARD, limit)
+            if found > allowed:
+                message = f"{entry.display!r} leads to a path of {found} {what}, and {allowed} are allowed"
+                raise PathTooLong(message, limit=limit, allowed=allowed, found=found, entry=entry.display)
+        self._headers.measure(length, entry)
+        return depth, length
 
     def _whiteout(self, head: bytes, base: bytes) -> None:
         name = base if base == WHITEOUT_OPAQUE else hidden_name(head, base)
-        way = self._walk(head, make=False)
+        way = self._walk(head)
         if not name or not way or way[-1].children is None:
             return
         if base == WHITEOUT_OPAQUE:

@@ -75,6 +75,7 @@ class Editor:
         self._old_config: dict[str, Any] = json.loads(raw)
         self._diff_ids: list[Digest] = list(parse_config(raw).diff_ids)
         self._layers = list(manifest.layers)
+        self._repacked: dict[tuple[Digest, Digest, str], Descriptor] = {}
         if len(self._layers) != len(self._diff_ids):
             raise InvalidImage(
                 f"the manifest has {len(self._layers)} layers, the config {len(self._diff_ids)} diff ids"
@@ -239,17 +240,24 @@ class Editor:
     def repack(self, compression: str) -> Self:
         """Compress every layer anew: ``gzip``, ``zstd`` or ``none``. The config and so the image's id stay."""
         for number, layer in enumerate(self._layers):
-            plain = self._diff_ids[number].hasher()
-            pieces = _layer_pieces(self._blobs, layer)
-            known = plain.name == "sha256"  # as packing finds it out anyway
-            packed = self._pack(pieces if known else _hashed(pieces, plain), compression)
-            if (packed.diff_id if known else Digest.from_hash(plain)) != self._diff_ids[number]:
-                raise InvalidImage(f"the layer {layer.digest} is not what the config says: its diff id differs")
-            self._layers[number] = packed.descriptor
+            key = (layer.digest, self._diff_ids[number], compression)
+            if key not in self._repacked:
+                self._repacked[key] = self._packed_anew(layer, self._diff_ids[number], compression)
+            packed = self._own_type(self._repacked[key])
+            self._layers[number] = packed
             if layer.digest in self._rows:
-                self._rows[packed.descriptor.digest] = repacked_row(self._rows[layer.digest], packed.descriptor)
+                self._rows[packed.digest] = repacked_row(self._rows[layer.digest], packed)
         self._layers_changed()
         return self
+
+    def _packed_anew(self, layer: Descriptor, diff_id: Digest, compression: str) -> Descriptor:
+        plain = diff_id.hasher()
+        pieces = _layer_pieces(self._blobs, layer)
+        known = plain.name == "sha256"  # as packing finds it out anyway
+        packed = self._pack(pieces if known else _hashed(pieces, plain), compression)
+        if (packed.diff_id if known else Digest.from_hash(plain)) != diff_id:
+            raise InvalidImage(f"the layer {layer.digest} is not what the config says: its diff id differs")
+        return packed.descriptor
 
     def finish(self) -> Descriptor:
         """Write the image to the sink, with whatever that lacks of it, and give its manifest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from containerkit.errors import ImageNotFound, InvalidImage
 from containerkit.image.codec import (
@@ -16,14 +16,17 @@ from containerkit.image.codec import (
     platform_json,
 )
 from containerkit.image.edit import Editor, annotate_document, deliver, read_document, read_manifest
-from containerkit.image.model import INDEX_TYPES, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform
-from containerkit.image.rewrite import as_oci, media_type_of
+from containerkit.image.limits import STANDARD
+from containerkit.image.model import INDEX_TYPES, OCI_INDEX, Descriptor, Index, Platform, is_attestation
+from containerkit.image.rewrite import redescribed, rewritten
 from containerkit.image.scratch import Scratch
+from containerkit.image.transfer import check_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
+    from containerkit.image.digest import Digest
     from containerkit.image.transfer import BlobSink, BlobSource
 
 
@@ -142,27 +145,48 @@ class IndexEditor:
 def repack(source: BlobSource, root: Descriptor, compression: str) -> tuple[BlobSource, Descriptor]:
     """A source of ``root``, image or index, with every layer compressed anew, and its descriptor there.
 
-    Raises as :class:`Editor` does.
+    Raises as :class:`Editor` does, and :class:`ImageTooLarge` for indexes with too many manifests or indexes.
     """
-    if root.media_type not in INDEX_TYPES:
-        editor = Editor(source, root).repack(compression)
-        return editor.source, editor.finish()
-    index = IndexEditor(source, root)
-    sources = []
-    for child in index.manifests:
-        if _is_attestation(child):
-            continue
-        made, descriptor = repack(source, child, compression)
-        sources.append(made)
-        index.replace(child.digest, descriptor)
-    blobs = Scratch(*sources, source)
-    body, media_type = encode(index._index), index._media_type  # noqa: SLF001
-    if any(child.media_type == OCI_MANIFEST for child in index.manifests):
-        body = as_oci(body)  # a list of Docker's has Docker's manifests
-        media_type = media_type_of(body, media_type)
-    return blobs, blobs.put_bytes(body, media_type)
+    repacking = _Repacking(source, compression)
+    made = repacking.document(root, STANDARD.index_depth)
+    return repacking.source, made
 
 
-def _is_attestation(child: Descriptor) -> bool:
-    """What describes the images of an index, and is none (BuildKit's "attestation storage")."""
-    return child.platform is not None and child.platform.os == "unknown"
+class _Repacking:
+    """What an index names, each image and each layer of them once."""
+
+    def __init__(self, source: BlobSource, compression: str) -> None:
+        self.source = source
+        self._compression = compression
+        self._reads = 0
+        self._made: dict[Digest, Descriptor] = {}
+        self._layers: dict[tuple[Digest, Digest, str], Descriptor] = {}
+
+    def document(self, root: Descriptor, depth: int) -> Descriptor:
+        """What ``root`` has become, with everything below it."""
+        if root.media_type not in INDEX_TYPES:
+            editor = _OneOfSeveral(self.source, root, self._layers).repack(self._compression)
+            self.source = editor.source  # which has what came before, too
+            return editor.finish()
+        index = parse_document(read_document(self.source, root, LARGEST_DOCUMENT), root.media_type)
+        images = [child for child in cast("Index", index).manifests if not is_attestation(child)]
+        for child in images:
+            if child.digest not in self._made:
+                self._reads += 1
+                check_index(root, depth, self._reads)
+                self._made[child.digest] = self.document(child, depth - 1)
+        made = {child.digest: self._made[child.digest] for child in images}
+        body = rewritten(index.raw, {digest: new for digest, new in made.items() if new.digest != digest})
+        self.source = blobs = Scratch(self.source)
+        blobs.put_bytes(body, root.media_type)
+        return redescribed(root, body)
+
+
+class _OneOfSeveral(Editor):
+    """An editor that packs no layer which another one has packed."""
+
+    def __init__(
+        self, source: BlobSource, root: Descriptor, layers: dict[tuple[Digest, Digest, str], Descriptor]
+    ) -> None:
+        super().__init__(source, root)
+        self._repacked = layers

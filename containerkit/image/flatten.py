@@ -6,6 +6,7 @@ then files in the order of their layers, for those are read front to back; hard 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import CorruptLayer
@@ -15,6 +16,7 @@ from containerkit.image.layers.attributes import Attributes
 from containerkit.image.layers.layer import BLOCK, DIRECTORY, FILE, LINK
 from containerkit.image.layers.members import WHITEOUT, join
 from containerkit.image.layers.write import END, MARK, header
+from containerkit.image.limits import STANDARD, check_layer_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +47,8 @@ def flattened(
 
     ``diff_ids`` are what the layers must unpack to, where that is known. Holes are written as zeros, for engines refuse
     sparse members when they save.
-    Raises :class:`ContentMismatch`, :class:`LayerError` and what the source raises.
+    Raises :class:`LayerTooLarge` where that would make too large a layer, before anything is written,
+    :class:`ContentMismatch`, :class:`LayerError` and what the source raises.
     """
     contents = Contents()
     base: Names = {}
@@ -72,12 +75,13 @@ def _plan(contents: Contents, base: Names, below: int) -> _Work:
     work = _Work([], [], {}, [], [])
     first: dict[Inode, bytes] = {}
     standing = _standing(contents, base)
+    size = 0
     if contents.root.layer >= below and contents.root.inode.entry is not None:
         work.directories.append((b"", contents.root.inode.entry))
     for name, node in contents.walk():
         entry = node.inode.entry
-        if node.layer < below:
-            continue
+        if node.layer < below or (node.children is None and base.get(name) is node.inode):
+            continue  # it stands there already; a hard link's own attributes are not applied
         if node.children is not None or entry is None:
             work.directories.append((name, entry))
             continue
@@ -85,6 +89,8 @@ def _plan(contents: Contents, base: Names, below: int) -> _Work:
         if target != name:
             work.links.append((name, target, entry))
         elif entry.kind == FILE and (entry.size or entry.sparse):
+            size += node.inode.size
+            check_layer_size(size, STANDARD, "would unpack to", os.fsdecode(name))
             work.data.setdefault(node.inode.layer, {})[node.inode.number] = name
         else:
             work.nodes.append((name, entry))

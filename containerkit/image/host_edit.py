@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from containerkit.errors import BlobNotFound
+from containerkit.errors import BlobNotFound, ImageNotFound
 from containerkit.image.copies import own_platform
 from containerkit.image.edit import Editor
 from containerkit.image.model import Manifest
@@ -26,6 +26,7 @@ class Edit(Editor):
     def __init__(self, images: Workbench, source: BlobSource, image: Image) -> None:
         self._images = images
         self._image = image
+        self._store = source
         super().__init__(source, image.descriptor)
 
     def rebase(
@@ -54,12 +55,23 @@ class Edit(Editor):
 
     @contextmanager
     def _still_there(self) -> Iterator[None]:
-        """What is missing belongs to an image that has been removed, if it has."""
+        """What is missing belongs to an image that has been removed, if it has: also where it is here again."""
         try:
             yield
+        except BlobNotFound as error:
+            image = self._images.hold(self._image)
+            if not self._is_whole(image):
+                raise
+            message = f"what image {image.id} is to become is made of images that were removed: {error.message}"
+            raise ImageNotFound(message, hint="edit it anew") from error
+
+    def _is_whole(self, image: Image) -> bool:
+        try:
+            for layer in image.layers:
+                self._store.open(layer.descriptor).close()
         except BlobNotFound:
-            self._images.hold(self._image)
-            raise
+            return False
+        return True
 
     def _manifest_of(self, base: Manifest | Image | str) -> Manifest:
         found = self._images.get(base) if isinstance(base, str) else base

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.image.contents import diff_ids_of, open_layer, read_contents
 from containerkit.image.digest import new_hash
-from containerkit.image.inspect import file_pieces
-from containerkit.image.layers.changes import ADDED, CHANGED, DELETED, Change
+from containerkit.image.inspect import file_data
+from containerkit.image.layers.changes import ADDED, CHANGED, DELETED, Change, newly_joined
 from containerkit.image.layers.layer import DIRECTORY, FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from containerkit.image.contents import Inode, Node
     from containerkit.image.model import Descriptor, Manifest
     from containerkit.image.transfer import BlobSource
 
 Place = tuple[str, int]
+BLOCK = 4096
 
 
 class Side(NamedTuple):
@@ -73,20 +74,20 @@ def _attributes(inode: Inode) -> tuple[object, ...]:
     return known if entry.kind == DIRECTORY else (*known, entry.mtime, inode.size, entry.link, entry.device)
 
 
-def _groups(nodes: dict[bytes, Node]) -> dict[bytes, frozenset[bytes]]:
-    """Name -> all names of the same file, where there are several."""
+def _groups(nodes: dict[bytes, Node]) -> list[list[bytes]]:
+    """The names of each file that has several."""
     found: dict[Inode, list[bytes]] = {}
     for name, node in nodes.items():
         if node.children is None and node.inode.names > 1:
             found.setdefault(node.inode, []).append(name)
-    return {name: frozenset(names) for names in found.values() if len(names) > 1 for name in names}
+    return [names for names in found.values() if len(names) > 1]
 
 
 def _regrouped(before: dict[bytes, Node], after: dict[bytes, Node]) -> set[bytes]:
     """The names that share a file with other names than before; those that only lost some are as they were."""
-    old, new = _groups(before), _groups(after)
-    found = {name for name, names in new.items() if not names <= old.get(name, frozenset())}
-    for names in set(old.values()):
+    old = _groups(before)
+    found = newly_joined(old, _groups(after))
+    for names in old:
         left = [name for name in sorted(names) if name in after]
         found.update(name for name in left if after[name].inode is not after[left[0]].inode)
     return found
@@ -129,9 +130,34 @@ def _hashes_of(source: BlobSource, layer: Descriptor, numbers: set[int]) -> list
     with open_layer(source, layer) as reader:
         while entry := reader.next():
             if number in numbers:
-                state = new_hash()
-                for piece in file_pieces(reader, entry):
-                    state.update(piece)
-                found.append((number, state.digest()))
+                found.append((number, _content_hash(file_data(reader, entry))))
             number += 1
     return found
+
+
+def _content_hash(parts: Iterable[tuple[int, bytes]]) -> bytes:
+    """The hash of a file's content, the same whatever of its zeros are holes; those take no time."""
+    state = new_hash()
+    for number, block in _blocks(parts):
+        held = block.rstrip(b"\0")
+        if held:
+            state.update(number.to_bytes(8, "big") + len(held).to_bytes(8, "big"))
+            state.update(held)
+    return state.digest()
+
+
+def _blocks(parts: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytearray]]:
+    """The blocks of a file that have data, by their numbers; of each what comes after its last data may be missing."""
+    number, block = 0, bytearray()
+    for offset, data in parts:
+        left = memoryview(data)
+        at, inside = divmod(offset, BLOCK)
+        while left:
+            if at != number:
+                yield number, block
+                number, block = at, bytearray()
+            block += bytes(inside - len(block))
+            block += left[: BLOCK - inside]
+            left = left[BLOCK - inside :]
+            at, inside = at + 1, 0
+    yield number, block

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from containerkit.errors import ImageNotFound, InvalidReference
 from containerkit.image.image import Image
 from containerkit.image.reference import Reference
-from containerkit.image.rows import COLUMNS, Found, by_id, find, names_of, stored_name
+from containerkit.image.rows import COLUMNS, Found, by_id, find, manifests_of, names_of, stored_name
 from containerkit.image.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Images(Workbench):
         from containerkit.image.rows import is_known
         from containerkit.image.store.gc import gc as sweep
 
+        self._state.make_room()
         with self._state.transaction() as database:
             found = Found(image.row) if isinstance(image, Image) else find(database, image)
             if found.name is not None and take_name(database, found.name, found.row):
@@ -114,7 +115,8 @@ class Images(Workbench):
         bar, by tqdm or else rich, ``"tqdm"`` or ``"rich"`` by that one (:class:`Unsupported` where it is not
         installed).
         Raises :class:`ImageNotFound`, :class:`PlatformMismatch`, :class:`InvalidImage`, :class:`ContentMismatch`,
-        :class:`LayerError` and :class:`RegistryError`, and then leaves nothing of the image.
+        :class:`LayerError` and :class:`RegistryError`. There is no image then; what was downloaded and verified stays
+        for the next attempt, for a day (:meth:`gc`).
         """
         from containerkit.image.progress import shown
         from containerkit.image.store.gc import bringing_in
@@ -122,7 +124,7 @@ class Images(Workbench):
         reference = Reference.parse(name)
         remote = self._connect(reference, push=False)
         try:
-            with bringing_in(self._state), shown(progress, reference.familiar) as watcher:
+            with bringing_in(self._state, remote), shown(progress, reference.familiar) as watcher:
                 descriptor, body = remote.resolve(reference)
                 remote.approve(reference, descriptor.digest)
                 stored = (stored_name(reference),)
@@ -131,25 +133,26 @@ class Images(Workbench):
             remote.close()
 
     def push(
-        self, name: str, *, tags: Iterable[str] = (), progress: Show = None, compression: str | None = None
+        self, name: str | Image, *, tags: Iterable[str] = (), progress: Show = None, compression: str | None = None
     ) -> Digest:
         """Send the image of this name to the registry that the name says; gives the manifest's digest there.
 
-        ``tags`` are more tags that it gets in the same repository. What the registry has is not sent again, also where
-        it is known to have it in another repository. ``progress`` is as for :meth:`pull`. With ``compression``
-        (``gzip`` or ``zstd``), layers that are here uncompressed are compressed on their way, and the digest is not the
-        image's here.
-        Raises :class:`ImageNotFound`, :class:`InvalidReference` and :class:`RegistryError`.
+        An :class:`Image` will do where its manifest has one name. ``tags`` are more tags that it gets in the same
+        repository. What the registry has is not sent again, also where it is known to have it in another repository.
+        ``progress`` is as for :meth:`pull`. With ``compression`` (``gzip`` or ``zstd``), layers that are here
+        uncompressed are compressed on their way, and the digest is not the image's here.
+        Raises :class:`ImageNotFound`, :class:`InvalidReference`, also for an :class:`Image` with no name or several,
+        and :class:`RegistryError`.
         """
         from containerkit.image.progress import shown
         from containerkit.image.pushing import known_places, push_image
         from containerkit.image.store.blobs import BlobStore
         from containerkit.image.store.leases import lease, touch
 
-        reference = Reference.parse(name)
+        reference = Reference.parse(self._only_name(name) if isinstance(name, Image) else name)
         also = [Reference.parse(f"{reference.registry}/{reference.repository}:{tag}") for tag in tags]
         with lease(self._state), shown(progress, reference.familiar) as watcher:
-            image = self.hold(name)
+            image = self.hold(name)  # of an Image, the very manifest that it has
             touch(self._state, image.id)
             remote = self._connect(reference, push=True)
             try:
@@ -166,6 +169,15 @@ class Images(Workbench):
             finally:
                 remote.close()
 
+    def _only_name(self, image: Image) -> str:
+        names = manifests_of(self._state.database, image.id).get(image.digest, ())
+        if len(names) == 1 and "@" not in names[0]:
+            return names[0]
+        known = f"the names {', '.join(names)}" if names else "no name"
+        raise InvalidReference(
+            f"image {image.id} has {known}: which one is to be pushed?", hint="tag it, and push it by that name"
+        )
+
     def load(
         self,
         path: str | os.PathLike[str] | BinaryIO,
@@ -178,7 +190,7 @@ class Images(Workbench):
 
         ``path`` may be a binary file or pipe. ``tag`` says which, where the archive has several, by its full name or
         its name in the layout. One image alone is loaded whatever its name, and is given the name ``tag``; so is one
-        that has no full name. ``platform`` and ``unpack`` are as for :meth:`pull`.
+        that has no full name, which without ``tag`` has none here. ``platform`` and ``unpack`` are as for :meth:`pull`.
         Raises :class:`InvalidArchive`, :class:`AmbiguousImage`, :class:`ImageNotFound` and what :meth:`pull` raises.
         """
         with self._archive(path) as archive:
@@ -249,7 +261,7 @@ class Images(Workbench):
                 platform=wanted,
                 epoch=source_date(epoch),
             )
-            if not _at_once(unpack):
+            if not self._at_once(unpack):
                 check_layers(blobs, descriptor, body)
             return self.bring_in(blobs, descriptor, body, tag, (stored_name(reference),), wanted, unpack=unpack)
 
@@ -272,7 +284,7 @@ class Images(Workbench):
         from containerkit.image.stream import read_verified
 
         names = (stored_name(Reference.parse(name)),) if name else ()
-        with bringing_in(self._state):
+        with bringing_in(self._state, source):
             with source.open(descriptor) as stream:
                 body = read_verified(stream, descriptor, LARGEST_DOCUMENT)
             return self.bring_in(source, descriptor, body, name or descriptor.digest, names, platform, progress, unpack)
@@ -297,7 +309,7 @@ class Images(Workbench):
         from containerkit.image.record import record_image, row_of
 
         wanted = parse(platform) if isinstance(platform, str) else platform
-        installer = self._installer(source, label, platform=wanted, progress=progress, unpack=_at_once(unpack))
+        installer = self._installer(source, label, platform=wanted, progress=progress, unpack=self._at_once(unpack))
         installed = installer.install(descriptor, body)
         record_image(self._state, installed, names)
         database = self._state.database
@@ -327,7 +339,10 @@ class Images(Workbench):
         limits = self.limits or STANDARD
         return Installer(self._state.root, source, label, limits=limits, durable=self.durable, **options)
 
+    def _at_once(self, unpack: bool | None) -> bool:
+        """Whether layers are unpacked as they come: by default where this user can. An ordinary one can by copying."""
+        from containerkit.image.drivers import choose
 
-def _at_once(unpack: bool | None) -> bool:
-    """Whether layers are unpacked as they come: by default where this process may make all that is in them."""
-    return os.geteuid() == 0 if unpack is None else unpack
+        if unpack is not None:
+            return unpack
+        return os.geteuid() == 0 or choose(self._state.root).name == "copy"

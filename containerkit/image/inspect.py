@@ -168,23 +168,28 @@ def open_file(source: BlobSource, manifest: Manifest, path: str | bytes) -> Bina
 
 def file_pieces(reader: TarReader, entry: Entry) -> Iterator[bytes]:
     """The content of the entry that ``reader`` is at, a sparse file's with its holes as zeros."""
-    if entry.sparse is None:
-        for piece in reader.pieces():
-            yield bytes(piece)
-        return
-    position, data = 0, reader.pieces()
-    left: memoryview = memoryview(b"")
-    for offset, length in entry.sparse.regions:
+    position = 0
+    for offset, data in file_data(reader, entry):
         yield from _zeros(offset - position)
-        position = offset + length
-        while length:
-            left = left or memoryview(next(data, b""))
+        yield data
+        position = offset + len(data)
+    yield from _zeros(entry.sparse.size - position if entry.sparse is not None else 0)
+
+
+def file_data(reader: TarReader, entry: Entry) -> Iterator[tuple[int, bytes]]:
+    """What the layer holds of that content: pieces and their offsets in the file, without the holes of a sparse one."""
+    pieces = reader.pieces()
+    left: memoryview = memoryview(b"")
+    for offset, length in entry.sparse.regions if entry.sparse is not None else ((0, entry.size),):
+        position, end = offset, offset + length
+        while position < end:
+            left = left or memoryview(next(pieces, b""))
             if not left:
                 raise CorruptLayer(f"the sparse file {entry.display!r} is truncated", entry=entry.display)
-            yield bytes(left[:length])
-            taken = min(length, len(left))
-            left, length = left[taken:], length - taken  # noqa: PLW2901
-    yield from _zeros(entry.sparse.size - position)
+            data = bytes(left[: end - position])
+            left = left[len(data) :]
+            yield position, data
+            position += len(data)
 
 
 class _Content(io.RawIOBase):

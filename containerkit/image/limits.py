@@ -27,7 +27,9 @@ class ImageLimits(NamedTuple):
     depth: int = 512  # components of a path
     path: int = 4095  # length of a path, and of a link's target: the kernel's PATH_MAX
     metadata: int = 1 << 20  # extended headers of one entry, together
+    xattrs: int = 64 << 20  # extended attributes of all directories of a layer: they are set last, and kept until then
     regions: int = 1 << 18  # parts of a sparse file
+    kept: int = 128 << 20  # extended attributes and long paths of one image, together, while it is looked into
     file_size: int = 1024 * GIB  # of one file, holes included, as its header declares it
     layer_size: int = 256 * GIB  # of one layer: declared, as it travels, and as it really comes out
     image_size: int = 1024 * GIB  # of all layers of one image together, unpacked
@@ -39,6 +41,8 @@ class ImageLimits(NamedTuple):
     index_depth: int = 4  # indexes within indexes
     index_reads: int = 64  # documents read in search of one platform's manifest
     members: int = 100_000  # of the tar of a whole archive, its extended headers too
+    images: int = 1_000  # of a docker archive
+    configs: int = 32 << 20  # of all of them together
     devices: bool = True  # whether a layer may have device nodes; False refuses them as UnsafeEntry
 
 
@@ -114,6 +118,18 @@ def check_document(size: int, limit: str, limits: ImageLimits = STANDARD) -> Non
 def check_members(count: int, limits: ImageLimits = STANDARD) -> None:
     """Raise :class:`ImageTooLarge` for an archive of too many members."""
     _check_count("archive", "members", count, limits)
+
+
+def check_images(count: int, limits: ImageLimits = STANDARD) -> None:
+    """Raise :class:`ImageTooLarge` for a docker archive of too many images."""
+    _check_count("archive", "images", count, limits)
+
+
+def check_configs(found: int, limits: ImageLimits = STANDARD) -> None:
+    """Raise :class:`ImageTooLarge` for a docker archive whose configs have too many bytes together."""
+    if found > limits.configs:
+        message = f"the configs of the archive have {found} bytes and more, and {limits.configs} are allowed"
+        raise ImageTooLarge(message, limit="configs", allowed=limits.configs, found=found)
 
 
 def check_layers(count: int, limits: ImageLimits = STANDARD) -> None:

@@ -141,3 +141,8 @@ class ImageConfig:
         """
         layers = iter(self.diff_ids)
         return tuple((step, None if step.empty_layer else next(layers, None)) for step in self.history)
+
+
+def is_attestation(child: Descriptor) -> bool:
+    """Whether an index's entry describes its images, and is none (BuildKit's "attestation storage")."""
+    return child.platform is not None and child.platform.os == "unknown"

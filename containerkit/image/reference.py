@@ -24,6 +24,7 @@ COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 PATH = rf"{COMPONENT}(?:/{COMPONENT})*"
 TAG = r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}"
 IDENTIFIER = r"[a-f0-9]{64}"
+DIGEST = re.compile(r"@(?:sha|md|blake)[0-9]+:[^/@]*$")  # rather than a host with its port
 
 
 class Reference(NamedTuple):
@@ -44,14 +45,20 @@ class Reference(NamedTuple):
         Raises :class:`InvalidReference`, which says what is wrong.
         """
         if len(text) > LONGEST:
-            raise InvalidReference(f"not an image reference: {text[:80]!r}... is longer than {LONGEST} characters")
+            shown = masked(text)[:80]
+            raise InvalidReference(f"not an image reference: {shown!r}... is longer than {LONGEST} characters")
         name, at, digest_text = text.partition("@")
         name, tag = _split_tag(name)
         registry, path = _split_domain(name)
         _check_name(text, registry, path)
         if tag is not None and not re.fullmatch(TAG, tag):
             hint = f"a tag has at most {LONGEST_TAG} characters" if len(tag) > LONGEST_TAG else ""
-            raise InvalidReference(f"not an image reference: {text[:300]!r} has an invalid tag", hint=hint)
+            raise InvalidReference(f"not an image reference: {masked(text)[:300]!r} has an invalid tag", hint=hint)
+        if (shown := masked(text)) != text:
+            raise InvalidReference(
+                f"not an image reference: {shown[:300]!r}",
+                hint="a name has no user and no password; behind an @ comes a digest",
+            )
         try:
             digest = Digest(digest_text) if at else None
         except InvalidDigest as error:
@@ -94,6 +101,17 @@ class Reference(NamedTuple):
         return self.name
 
 
+def masked(text: str) -> str:
+    """``text`` for a message: without what may be a user name and password in front of an ``@`` that has no digest."""
+    digest = DIGEST.search(text)
+    end = digest.start() if digest else len(text)
+    head, at, tail = text[:end].rpartition("@")
+    start = head.find("://") + 3 if "://" in head else 0
+    if not at or not (start or ":" in head):
+        return text
+    return f"{head[:start]}***@{tail}{text[end:]}"
+
+
 def _split_tag(name: str) -> tuple[str, str | None]:
     """A colon in the last component starts the tag; one before it belongs to a port."""
     head, colon, tail = name.rpartition(":")
@@ -117,8 +135,9 @@ def _split_domain(name: str) -> tuple[str, str]:
 def _check_name(text: str, registry: str, path: str) -> None:
     if not re.fullmatch(DOMAIN, registry) or not re.fullmatch(PATH, path):
         hint = "repository names are lower case" if path != path.lower() else ""
-        raise InvalidReference(f"not an image reference: {text[:300]!r}", hint=hint)
+        raise InvalidReference(f"not an image reference: {masked(text)[:300]!r}", hint=hint)
     if len(path) > LONGEST_PATH:
-        raise InvalidReference(f"the repository name of {text[:80]!r}... is longer than {LONGEST_PATH} characters")
+        shown = masked(text)[:80]
+        raise InvalidReference(f"the repository name of {shown!r}... is longer than {LONGEST_PATH} characters")
     if re.fullmatch(IDENTIFIER, text):
         raise InvalidReference(f"not an image reference: {text!r}", hint="64 hexadecimal digits are an image id")

@@ -34,7 +34,8 @@ class Readable(Protocol):
 class Verified:
     """The content of ``stream``, checked against its descriptor as it is read; ``tee`` sees every byte first.
 
-    One byte more than the declared size is asked for, so that a longer stream is noticed.
+    One byte more than the declared size is asked for, so that a longer stream is noticed. Where it is ``cancelled``,
+    :class:`Cancelled` is raised, but not for content that has come whole.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Verified:
         """
         if self._ended:
             return b""
-        if self._cancelled is not None and self._cancelled.is_set():
-            raise Cancelled
         expected = self._descriptor.size
+        if self._seen < expected and self._cancelled is not None and self._cancelled.is_set():
+            raise Cancelled
         data = self._stream.read(min(PIECE, expected - self._seen + 1))
         self._seen += len(data)
         if self._seen > expected or (not data and self._seen < expected):

@@ -71,6 +71,9 @@ class Remote(BlobSource, BlobSink, Protocol):
         Raises :class:`~containerkit.errors.PolicyRefused`.
         """
 
+    def tags(self) -> list[str]:
+        """Every tag of the repository itself, whatever its mirrors have."""
+
     def put_manifest(self, reference: Reference, media_type: str, body: bytes) -> Digest:
         """Store a manifest or index under ``reference``; all that it names must be there already."""
 
@@ -148,7 +151,8 @@ class _Tree:
             if child.digest in self._seen:
                 continue
             if _is_document(child):
-                self._count(root, depth)
+                self._reads += 1
+                check_index(root, depth, self._reads)
                 self._keep(child, self.read(child, depth - 1))
             self._seen.add(child.digest)
             self.steps.append(child)
@@ -157,13 +161,6 @@ class _Tree:
     def body(self, descriptor: Descriptor) -> bytes:
         """The bytes of a document among the steps."""
         return self._bodies.get(descriptor.digest) or _document(descriptor, self.source)
-
-    def _count(self, root: Descriptor, depth: int) -> None:
-        self._reads += 1
-        if not depth:
-            raise _too_deep(root)
-        if self._reads > STANDARD.index_reads:
-            raise _too_many(root)
 
     def _keep(self, descriptor: Descriptor, body: bytes) -> None:
         """So that it need not be fetched again; a hostile index could ask for much more memory than this."""
@@ -359,10 +356,14 @@ def _too_deep(root: Descriptor) -> ImageTooLarge:
     return ImageTooLarge(message, limit="index_depth", allowed=allowed, found=allowed + 1)
 
 
-def _too_many(root: Descriptor) -> ImageTooLarge:
+def check_index(root: Descriptor, depth: int, reads: int) -> None:
+    """Raise :class:`ImageTooLarge` where no ``depth`` is left below ``root``, or too many documents were read."""
+    if not depth:
+        raise _too_deep(root)
     allowed = STANDARD.index_reads
-    message = f"{root.digest} is of an index with more than {allowed} manifests and indexes"
-    return ImageTooLarge(message, limit="index_reads", allowed=allowed, found=allowed + 1)
+    if reads > allowed:
+        message = f"{root.digest} is of an index with more than {allowed} manifests and indexes"
+        raise ImageTooLarge(message, limit="index_reads", allowed=allowed, found=allowed + 1)
 
 
 def children(body: bytes, media_type: str) -> tuple[Descriptor, ...]:

@@ -15,7 +15,7 @@ from containerkit.image.layers.layer import TarReader
 from containerkit.image.limits import Meter, limits_of
 from containerkit.image.progress import Meterer
 from containerkit.image.store.blobs import BlobStore
-from containerkit.image.store.ingest import Resumed, another_place
+from containerkit.image.store.ingest import Resumed, another_place, named
 from containerkit.image.store.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead, Verified, wrong_digest
 
@@ -150,7 +150,8 @@ class LayerInstaller:
         if self._driver.whole and not knows_lowers:
             raise LowersNeeded
         lowers = [self._layers.path(chain_id) for chain_id in below.lowers]
-        temporary = tempfile.mkdtemp(prefix="layer-", dir=self._ingest)
+        with named(self._ingest):
+            temporary = tempfile.mkdtemp(prefix="layer-", dir=self._ingest)
         tree = os.path.join(temporary, "tree")
         try:
             self._driver.start(tree, lowers[0] if lowers else None)
@@ -162,7 +163,10 @@ class LayerInstaller:
                 with ReadAhead(plain, layer.diff_id.hasher()) as ahead:
                     extractor.unpack(TarReader(ahead.piece, self._meter.limits))
                 _check(layer, ahead.digest())
-                below.wait()
+                try:
+                    below.wait()
+                except BaseException as error:  # a layer below has failed: this one's blob is right all the same
+                    raise LowersNeeded from error
                 extractor.finish(lowers)
             self.unpacked = True
             if not self._layers.commit(tree, layer.chain_id):

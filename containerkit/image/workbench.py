@@ -166,7 +166,8 @@ class Workbench:
         progress: Show = None,
     ) -> Digest:
         """Copy an image between any two of ``docker://NAME``, ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``,
-        ``docker-archive:PATH[:NAME]`` and ``containerkit:NAME``, without unpacking: :func:`.copies.copy`.
+        ``docker-archive:PATH[:NAME]``, ``docker-daemon:NAME`` (a Docker Engine) and ``containerkit:NAME``, without
+        unpacking: :func:`.copies.copy`.
         """  # noqa: D205 - the list is one
         from containerkit.image.copies import copy, own_platform
         from containerkit.image.progress import shown
@@ -189,6 +190,23 @@ class Workbench:
                 progress=watcher,
             )
 
+    def sync(
+        self,
+        source: str,
+        target: str,
+        *,
+        tags: Iterable[str] | None = None,
+        all_platforms: bool = True,
+        progress: Show = None,
+    ) -> dict[str, Digest]:
+        """Copy every tag of a repository ``docker://REPOSITORY`` to another one, or into a layout ``oci:PATH``.
+
+        Gives the digest of each tag there: :func:`.copies.sync`.
+        """
+        from containerkit.image.copies import sync
+
+        return sync(source, target, connect=self._connect, tags=tags, all_platforms=all_platforms, progress=progress)
+
     def save(
         self,
         target: str | os.PathLike[str] | BinaryIO,
@@ -198,7 +216,7 @@ class Workbench:
         """Write images to a path or binary file: a ``docker-archive``, an ``oci-archive``, or a directory ``oci``.
 
         An image that is given by a name keeps only that name. Blobs that images share are written once, and the same
-        images give the same bytes. Raises :class:`ImageNotFound`, ``OSError``.
+        images give the same bytes. Raises :class:`ImageNotFound`, ``OSError``, and ``ValueError`` without any image.
         """
         from containerkit.image.copies import save
         from containerkit.image.store.leases import lease
@@ -240,6 +258,7 @@ class Workbench:
         latest = time.time_ns() - int((max_age or 0) * 1e9)
         wanted = tuple(labels)
         gone = []
+        self._state.make_room()
         for image in self.list():
             if (image.names and not all) or image.created_ns > latest or not _labelled(image, wanted):
                 continue
@@ -259,7 +278,8 @@ class Workbench:
     ) -> Collected:
         """Remove what no image, container or lease needs; with a budget also images, by last use: :func:`.gc.gc`.
 
-        Downloads that broke off, and could go on, stay for ``partial_age`` seconds.
+        Downloads that broke off, and could go on, stay for ``partial_age`` seconds, as does what a pull has brought
+        whole before it failed.
         """
         from containerkit.image.store.gc import gc
 

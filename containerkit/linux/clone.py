@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 
+from containerkit.linux.owned import enterable, get_xattr, open_owned, set_xattr
 from containerkit.linux.paths import CREATE
 from containerkit.linux.tree import OPEN_DIRECTORY, Descent
 
@@ -25,9 +26,10 @@ def clone_tree(source: str, target: str) -> None:
     """Make ``target``, which must not exist, a copy of the directory ``source`` with all that is below it.
 
     Kept are types, owners, modes, times, extended attributes, holes, devices and which names share a file. Links are
-    copied, never followed. Raises ``OSError``, and then leaves what is there so far.
+    copied, never followed. Modes that forbid their owner what this needs are others meanwhile. Raises ``OSError``, and
+    then leaves what is there so far.
     """
-    with Descent(os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as reading:
+    with Descent(open_owned(source, OPEN_DIRECTORY)) as reading:
         os.mkdir(target, 0o700)
         with Descent(os.open(target, OPEN_DIRECTORY)) as writing:
             _plain(writing.fd)
@@ -91,11 +93,13 @@ class _Copy:
         self._shares = True
         self._root = writing.fd
         self._path: list[bytes] = []
+        self._modes: list[int | None] = []  # of the directories that are read, where they are others meanwhile
 
     def run(self) -> None:
         """Copy all that is below, and give each directory what it has once it is complete."""
         root = self._root = os.dup(self._writing.fd)
         try:
+            self._modes.append(enterable(self._reading.fd))
             waiting = [self._copy_files()]
             while waiting:
                 if waiting[-1]:
@@ -103,7 +107,7 @@ class _Copy:
                     waiting.append(self._copy_files())
                     continue
                 waiting.pop()
-                _dress(self._reading.fd, self._writing.fd, os.fstat(self._reading.fd))
+                self._dress_directory()
                 if waiting:
                     self._reading.leave()
                     self._writing.leave()
@@ -111,8 +115,14 @@ class _Copy:
         finally:
             os.close(root)
 
+    def _dress_directory(self) -> None:
+        if (mode := self._modes.pop()) is not None:
+            os.fchmod(self._reading.fd, mode)
+        _dress(self._reading.fd, self._writing.fd, os.fstat(self._reading.fd))
+
     def _enter(self, name: bytes) -> None:
-        self._reading.enter(os.open(name, OPEN_DIRECTORY, dir_fd=self._reading.fd))
+        self._reading.enter(open_owned(name, OPEN_DIRECTORY, self._reading.fd))
+        self._modes.append(enterable(self._reading.fd))
         os.mkdir(name, 0o700, dir_fd=self._writing.fd)
         self._writing.enter(os.open(name, OPEN_DIRECTORY, dir_fd=self._writing.fd))
         self._path.append(name)
@@ -140,7 +150,7 @@ class _Copy:
         return directories
 
     def _copy_file(self, name: bytes, source: int, target: int) -> None:
-        reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+        reading = open_owned(name, os.O_RDONLY | os.O_CLOEXEC, source)
         try:
             status = os.fstat(reading)
             writing = os.open(name, CREATE, 0o600, dir_fd=target)
@@ -174,7 +184,7 @@ def _dress(source: int, target: int, status: os.stat_result) -> None:
     os.fchown(target, status.st_uid, status.st_gid)
     os.fchmod(target, status.st_mode & 0o7777)
     for key in os.listxattr(source):
-        os.setxattr(target, key, os.getxattr(source, key))
+        set_xattr(target, key, get_xattr(source, key))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

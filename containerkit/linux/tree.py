@@ -6,7 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Callable
+    from typing import Self, TypeVar
+
+    Result = TypeVar("Result")
 
 MOST_OPEN = 100
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -67,7 +70,7 @@ def remove_tree(path: str, dir_fd: int | None = None) -> None:
     """Remove a file or a whole tree of any depth; silent where it is gone already. Links are removed, never followed.
 
     Directories are entered by fd (``O_NOFOLLOW``), so a tree that somebody changes meanwhile cannot lead elsewhere.
-    Several processes may remove the same tree at once.
+    Several processes may remove the same tree at once. What the modes of directories forbid their owner is no obstacle.
     """
     fd = _opened(path, dir_fd)
     if fd < 0:
@@ -78,17 +81,29 @@ def remove_tree(path: str, dir_fd: int | None = None) -> None:
         while True:
             if waiting[-1]:
                 name = waiting[-1].pop()
-                if (fd := _opened(name, way.fd)) >= 0:
+                if (fd := _allowed(_opened, name, way.fd)) >= 0:
                     way.enter(fd)
                     names.append(name)
                     waiting.append(_emptied(fd))
             elif names:
                 waiting.pop()
                 way.leave()
-                _rmdir(names.pop(), way.fd)
+                _allowed(_rmdir, names.pop(), way.fd)
             else:
                 break
     _rmdir(path, dir_fd)
+
+
+def _allowed(call: Callable[[str, int], Result], name: str, fd: int) -> Result:
+    """A call on ``name`` in a directory that goes as a whole: where that forbids it to its owner, it is let do it."""
+    try:
+        return call(name, fd)
+    except PermissionError as refused:
+        try:
+            os.fchmod(fd, 0o700)
+        except PermissionError:  # another's: the first failure has a name
+            raise refused from None
+        return call(name, fd)
 
 
 def _opened(name: str, dir_fd: int | None) -> int:
@@ -97,9 +112,22 @@ def _opened(name: str, dir_fd: int | None) -> int:
         return os.open(name, OPEN_DIRECTORY, dir_fd=dir_fd)
     except FileNotFoundError:
         return -1
+    except PermissionError:
+        return _opened_anyway(name, dir_fd)
     except OSError:  # a link (ELOOP) or no directory (ENOTDIR)
         _unlink(name, dir_fd)
         return -1
+
+
+def _opened_anyway(name: str, dir_fd: int | None) -> int:
+    """A directory that its owner may not read."""
+    found = os.open(name, os.O_PATH | OPEN_DIRECTORY, dir_fd=dir_fd)
+    try:
+        if os.fstat(found).st_uid == os.geteuid():
+            os.chmod(f"/proc/self/fd/{found}", 0o700)
+        return os.open(name, OPEN_DIRECTORY, dir_fd=dir_fd)
+    finally:
+        os.close(found)
 
 
 def _emptied(fd: int) -> list[str]:
@@ -110,7 +138,7 @@ def _emptied(fd: int) -> list[str]:
         for entry in entries:
             (directories if entry.is_dir(follow_symlinks=False) else files).append(entry.name)
     for name in files:
-        _unlink(name, fd)
+        _allowed(_unlink, name, fd)
     return directories
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from containerkit.image.reference import DEFAULT_REGISTRY
@@ -24,6 +25,20 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def is_among(host: str, names: str) -> bool:
+    """Whether an IPv6 ``host`` (``[address][:port]``) is in ``names``, a ``no_proxy``, alone or by its network.
+
+    What is no IPv6 address is requests' affair.
+    """
+    if host.startswith("["):
+        for name in names.split(","):
+            with suppress(ValueError):
+                network = ipaddress.ip_network(name.strip().strip("[]"), strict=False)
+                if ipaddress.ip_address(host[1:].partition("]")[0]) in network:
+                    return True
+    return False
 
 
 def host_of(registry: str) -> str:

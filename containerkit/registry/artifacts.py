@@ -29,6 +29,8 @@ TITLE = "org.opencontainers.image.title"
 FILE = "application/octet-stream"
 EMPTY_CONFIG = b"{}"
 PIECE = 1 << 20
+DEEPEST = 64  # directories, with the file
+LONGEST_PART, LONGEST_NAME = 255, 3000  # bytes: Linux's NAME_MAX, and what leaves room within PATH_MAX
 
 
 class File(NamedTuple):
@@ -60,7 +62,8 @@ def push(
     """Push files as one artifact, and nothing that is there already; the descriptor of its manifest.
 
     With ``subject`` it refers to that manifest, and is found by :func:`~containerkit.registry.discovery.referrers`.
-    Raises :class:`UnsafeEntry` for a name that nobody could pull, :class:`InvalidImage` for a name that stands twice.
+    Raises :class:`UnsafeEntry` for a name that nobody could pull (one that leads elsewhere, is longer than file names
+    are, or deeper than 64 directories), :class:`InvalidImage` for a name that stands twice.
     """
     layers: dict[str, Descriptor] = {}
     for file in files:
@@ -103,8 +106,8 @@ def pull(repository: Repository, target: str, directory: str | os.PathLike[str])
     """Pull the files of an artifact, by tag or digest, into ``directory``, which is made where it is missing.
 
     Every file is verified before it appears, and replaces one of its name. Layers without a name are left out. Raises
-    :class:`UnsafeEntry` for a name that would lead out of the directory, also by way of a link in it, before anything
-    is fetched.
+    :class:`UnsafeEntry` for a name that would lead out of the directory, also by way of a link in it, or that is too
+    long, before anything is fetched; and for one that a directory has.
     """
     descriptor, manifest = resolve(repository, target)
     named: dict[str, Descriptor] = {}
@@ -170,8 +173,15 @@ def _reference(repository: Repository, target: str) -> Reference:
 
 
 def _check_name(name: str) -> None:
-    if "\0" in name or not all(part not in ("", ".", "..") for part in name.split("/")):
+    parts = name.split("/")
+    if "\0" in name or not all(part not in ("", ".", "..") for part in parts):
         raise UnsafeEntry("the name of a file leads elsewhere", entry=name)
+    try:
+        lengths = [len(os.fsencode(part)) for part in parts]
+    except UnicodeEncodeError as error:
+        raise UnsafeEntry("the name of a file is no text", entry=ascii(name)) from error
+    if len(parts) > DEEPEST or max(lengths) > LONGEST_PART or sum(lengths) + len(parts) > LONGEST_NAME:
+        raise UnsafeEntry("the name of a file is longer than any file's", entry=f"{name[:80]}...")
 
 
 def _keep(root: int, name: str, layer: Descriptor, stream: BinaryIO) -> None:
@@ -184,7 +194,10 @@ def _keep(root: int, name: str, layer: Descriptor, stream: BinaryIO) -> None:
         try:
             with open(fd, "wb") as file:
                 Verified(stream, layer, file.write).drain()
-            os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
+            try:
+                os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
+            except IsADirectoryError as error:
+                raise UnsafeEntry("a directory is where the file should be", entry=name) from error
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=directory)

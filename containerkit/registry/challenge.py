@@ -31,10 +31,10 @@ LONGEST_HEADER = 8 << 10  # characters of a challenge that are looked at
 OK = 200
 
 # Possessive throughout: what does not fit is passed over in one go, so that a stranger's header costs linear time.
-_TOKEN = r"[\s,]*+([A-Za-z0-9!#$%&'*+.^_`|~-]++)"
-_SCHEME = re.compile(rf"{_TOKEN}(?:[ ]++|$|,)")
-_PARAMETER = re.compile(rf'{_TOKEN}\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]*+))')
-_NEITHER = re.compile(rf"{_TOKEN}\s*+|[\s,]++|.", re.DOTALL)
+_WORD = r"[\s,]*+([A-Za-z0-9!#$%&'*+.^_`|~-]++)"
+_SCHEME = re.compile(rf"{_WORD}(?:[ ]++|$|,)")
+_PARAMETER = re.compile(rf'{_WORD}\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]*+))')
+_NEITHER = re.compile(rf"{_WORD}\s*+|[\s,]++|.", re.DOTALL)
 
 
 class Challenge(NamedTuple):
@@ -270,4 +270,6 @@ def _life(said: Any) -> float:
         seconds = float(said or SHORTEST_LIFE)
     except OverflowError:
         seconds = LONGEST_LIFE
-    return min(max(SHORTEST_LIFE, seconds), LONGEST_LIFE)  # in this order, which makes the shortest of what is no number
+    return min(
+        max(SHORTEST_LIFE, seconds), LONGEST_LIFE
+    )  # in this order, which makes the shortest of what is no number

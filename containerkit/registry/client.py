@@ -108,14 +108,18 @@ class Registries:
     def login(self, registry: str, username: str, password: str) -> None:
         """Keep credentials in this process, once the registry accepts them; ``registry`` may end in a namespace.
 
-        Raises :class:`RegistryUnauthorized` and what else reaching the registry raises; then nothing is kept.
+        Raises :class:`RegistryUnauthorized`, what else reaching the registry raises, and :class:`RegistryConfigError`
+        for a host that no image's name can begin with, as it has neither a dot nor a port; then nothing is kept.
         """
-        from containerkit.image.reference import Reference
-        from containerkit.registry.credentials import Credential
+        from containerkit.errors import RegistryConfigError
+        from containerkit.image.reference import DEFAULT_REGISTRY, Reference
+        from containerkit.registry.credentials import HUB_NAMES, Credential
         from containerkit.registry.transport import Request
 
         host, _, path = registry.removeprefix("https://").removeprefix("http://").strip("/").partition("/")
         reference = Reference.parse(f"{host}/{path or 'containerkit'}")
+        if reference.registry == DEFAULT_REGISTRY and host not in HUB_NAMES:  # who is meant is not Docker Hub
+            raise RegistryConfigError(f"{host!r} is no registry in names of images", hint=f"write a port: {host}:443")
         repository = self.connect(reference, push=True, credential=Credential(username, password)).origin
         try:
             repository.transport.exchange(Request("GET", "", f"login at {registry}"))

@@ -17,7 +17,6 @@ namespace or a repository, as podman's do; the longest that fits wins.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import subprocess
@@ -154,7 +153,7 @@ class Helper:
 
     def _run(self, verb: str, text: str) -> bytes:
         program = f"docker-credential-{self.name}"
-        if os.path.basename(self.name) != self.name:
+        if os.path.basename(self.name) != self.name or not self.name.isprintable():
             raise CredentialsError(f"{self.name!r} is no name of a credential helper")
         try:
             done = subprocess.run(
@@ -208,7 +207,7 @@ def _decode(entry: Any, name: str, registry: str) -> Credential | None:
     username, password = texts["username"], texts["password"]
     if texts["auth"]:
         colon = ""
-        with suppress(binascii.Error, UnicodeDecodeError):
+        with suppress(ValueError):  # binascii.Error, UnicodeDecodeError, and letters beyond ASCII
             encoded = "".join(texts["auth"].split())
             username, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         if not colon:  # raised outside: those errors have the password with them

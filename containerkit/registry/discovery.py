@@ -184,9 +184,11 @@ def _delete(repository: Repository, url: str, subject: str, missing: type[Regist
     try:
         repository.transport.exchange(request)
     except RegistryRejected as error:
-        if error.status == 405 or error.code == "UNSUPPORTED":  # noqa: PLR2004 - the protocol's numbers
+        no_tags = ":" not in url.rpartition("/")[2] and error.code == "DIGEST_INVALID"  # docker-registry 2's words
+        if error.status == 405 or error.code == "UNSUPPORTED" or no_tags:  # noqa: PLR2004 - the protocol's numbers
+            remedy = "a registry has to be configured to allow it (Docker's: storage.delete.enabled)"
             raise Unsupported(
-                f"{repository.registry} does not delete: {error.message}",
-                remedy="a registry has to be configured to allow it (Docker's: storage.delete.enabled)",
+                f"{repository.registry} does not delete {'tags' if no_tags else 'anything'}: {error.message}",
+                remedy="delete the manifest by its digest" if no_tags else remedy,
             ) from error
         raise

@@ -8,12 +8,14 @@ carries its permission in the query.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from containerkit.errors import (
     CertificateRejected,
     RateLimited,
+    RegistryConfigError,
     RegistryDisconnected,
     RegistryError,
     RegistryNotFound,
@@ -24,12 +26,15 @@ from containerkit.errors import (
     TlsFailed,
     UnexpectedResponse,
 )
+from containerkit.registry.addresses import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LONGEST_REASON = 300
 LONGEST_CHAIN = 16
+LONGEST_WARNING = 2048
+WARNING = re.compile(r'(?:^|,)\s*299 - "((?:[^"\\]|\\.)*+)"')
 
 MAY_PASS = frozenset({408, 425, 429})
 NOT_IMPLEMENTED = 501
@@ -37,6 +42,7 @@ NOT_IMPLEMENTED = 501
 CUT = "cut the connection"
 LOST = "cannot be reached"
 NO_HTTP = "does not answer in proper HTTP"
+TUNNEL = "Tunnel connection failed"  # how http.client says what a proxy answered
 TLS_ON_HTTP = b"HTTP request to an HTTPS server"  # how Go's server greets plain http
 TLS_RECORDS = ("\x15\x03", "\x16\x03")  # an alert or handshake where a status line should be
 
@@ -50,6 +56,12 @@ class Reason(NamedTuple):
 
     code: str = ""
     message: str = ""
+
+
+def warnings_in(header: str) -> list[str]:
+    """What a registry warns of: ``299 - "TEXT"`` (OCI distribution specification 1.1, "Warnings"); nothing else."""
+    found = WARNING.findall(header[:LONGEST_WARNING])
+    return ["".join(char for char in re.sub(r"\\(.)", r"\1", text) if char.isprintable()) for text in found]
 
 
 def public(url: str) -> str:
@@ -121,20 +133,51 @@ def _hint(status: int, reason: Reason) -> str:
     return ""
 
 
-def breakage(error: Exception, *, url: str, subject: str) -> RegistryError:
+def breakage(error: Exception, *, url: str, subject: str, proxy: str = "") -> RegistryError:
     """The error that an exception of requests, urllib3, http.client or the socket stands for.
 
-    Raise it ``from cause(error)``: the exceptions of requests and urllib3 print whole URLs.
+    ``proxy`` is the URL of the one that was asked, if any. Raise it ``from cause(error)``: the exceptions of requests
+    and urllib3 print whole URLs.
     """
+    if proxy and _is_no_proxy(error):
+        return _no_proxy(proxy, url=url, subject=subject)
     kind, says = _broken(error)
+    if proxy:
+        says += f" (through the proxy {_behind_at(proxy)})"
     why = cause(error)
-    detail = f": {why.strerror}" if why is not None and why.strerror and kind is not CertificateRejected else ""
+    text = "" if why is None else why.strerror or (printable(why) if str(why).startswith(TUNNEL) else "")
+    detail = f": {text}" if text and kind is not CertificateRejected else ""
     return kind(f"{subject}: {server(url)} {says}{detail}", url=public(url))
 
 
 def cut(*, url: str, subject: str) -> RegistryDisconnected:
     """The error for a body that ended early."""
     return RegistryDisconnected(f"{subject}: {server(url)} {CUT}", url=public(url))
+
+
+def check_proxy(proxy: str, *, url: str, subject: str) -> None:
+    """Raise :class:`RegistryConfigError` for the URL of a proxy, if there is one, that has no sound host and port."""
+    if proxy and not absolute("", "http://" + proxy.rpartition("://")[2]):
+        raise _no_proxy(proxy, url=url, subject=subject)
+
+
+def _no_proxy(proxy: str, *, url: str, subject: str) -> RegistryConfigError:
+    hint = "say http://HOST:PORT; socks5://HOST:PORT needs PySocks"
+    return RegistryConfigError(f"{subject}: the proxy {_behind_at(proxy)!r} cannot be used", url=public(url), hint=hint)
+
+
+def _behind_at(proxy: str) -> str:
+    """Host and port of a proxy, which may be no URL."""
+    return printable(proxy.rpartition("@")[2].rpartition("://")[2])
+
+
+def _is_no_proxy(error: Exception) -> bool:
+    """Whether the setting is wrong: a scheme that is not known, or that needs what is not installed."""
+    from requests.exceptions import InvalidSchema, InvalidURL
+    from urllib3 import exceptions as urllib3
+
+    kinds = (InvalidSchema, InvalidURL, urllib3.ProxySchemeUnknown, urllib3.LocationParseError)
+    return any(isinstance(link, kinds) for link in _chain(error))
 
 
 def _broken(error: Exception) -> tuple[type[RegistryError], str]:

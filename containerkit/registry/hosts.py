@@ -11,7 +11,7 @@ from typing import Any
 
 from containerkit.errors import RegistryConfigError
 from containerkit.registry.addresses import registry_at
-from containerkit.registry.mirrors import Endpoint
+from containerkit.registry.mirrors import Endpoint, is_place, no_place
 
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)"
@@ -48,13 +48,13 @@ def _named(endpoint: Endpoint, registry: str) -> Endpoint:
 
 def _endpoint(url: str, settings: Any, path: str, repository: str) -> Endpoint:
     if not isinstance(settings, dict):
-        raise RegistryConfigError(f"{path}: host {url!r} is not a table")
+        raise no_place(f"{path}: this host is not a table", url)
     scheme, found, rest = url.partition("://")
     if not found:
         scheme, rest = "", url
     host, _, prefix = rest.strip("/").partition("/")
-    if scheme not in ("", "http", "https") or not host:
-        raise RegistryConfigError(f"{path}: {url!r} is no host and no http(s) URL")
+    if scheme not in ("", "http", "https") or not is_place(host, prefix):
+        raise no_place(f"{path}: no host and no http(s) URL", url)
     whole = settings.get("override_path", False) is True
     return Endpoint(
         registry_at(host),

@@ -89,6 +89,10 @@ class Mirrored:
         """As :meth:`Repository.approve`; signatures are the registry's own."""
         self.origin.approve(reference, digest)
 
+    def tags(self) -> list[str]:
+        """As :meth:`Repository.tags`, of the registry itself."""
+        return self.origin.tags()
+
     def resolve(self, reference: Reference) -> tuple[Descriptor, bytes]:
         """As :meth:`Repository.resolve`, of the first that knows the tag or digest."""
         return self._first(

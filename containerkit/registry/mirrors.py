@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from containerkit.errors import RegistryBlocked, RegistryConfigError
 from containerkit.image.reference import DEFAULT_REGISTRY
+from containerkit.registry.addresses import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SYSTEM = ("/etc/containers/registries.conf", "/etc/containers/registries.conf.d")
 HOSTS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 DAEMON = "/etc/docker/daemon.json"
+LOGIN = "user names and passwords are for login, or for the credentials' files"
 
 
 class Endpoint(NamedTuple):
@@ -83,7 +85,7 @@ class Mirrors:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         environment = os.environ if environment is None else environment
-        self._own = {registry: tuple(hosts) for registry, hosts in (mirrors or {}).items()}
+        self._own = {registry: _several(hosts) for registry, hosts in (mirrors or {}).items()}
         self._insecure = set(insecure)
         self._rules: list[Rule] = []
         self._hub: list[str] = []
@@ -141,8 +143,8 @@ class Mirrors:
     def _parse(self, mirror: str, repository: str) -> Endpoint:
         scheme, found, rest = mirror.partition("://")
         host, _, path = (rest if found else scheme).strip("/").partition("/")
-        if not host or (found and scheme not in ("http", "https")):
-            raise RegistryConfigError(f"{mirror!r} is no mirror: it should be a host or an http(s) URL")
+        if not is_place(host, path) or (found and scheme not in ("http", "https")):
+            raise no_place("no mirror, which is a host or an http(s) URL", mirror)
         path = f"/{path}".removesuffix("/v2").strip("/")
         insecure = self._is_insecure(host) or scheme == "http"
         return Endpoint(host, repository, scheme if found else "", mirror=True, insecure=insecure, path=path)
@@ -211,6 +213,15 @@ class Mirrors:
         return [], None
 
 
+def _several(hosts: str | Iterable[str]) -> tuple[str, ...]:
+    """The mirrors of one registry: a single one may stand for itself."""
+    found = (hosts,) if isinstance(hosts, str) else tuple(hosts)
+    for host in found:
+        if not isinstance(host, str):
+            raise RegistryConfigError(f"mirrors are words, not {type(host).__name__}")
+    return found
+
+
 def default_files(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The machine's files, the later ones winning: system, drop-ins, the user's; then Docker's and containerd's."""
     home = environment.get("HOME") or os.path.expanduser("~")
@@ -273,6 +284,20 @@ def _mirror(table: dict[str, Any], registry: dict[str, Any], path: str) -> Mirro
     return Mirror(where, _flag(table, "insecure", path), by_digest, pull == "tag-only")
 
 
+def is_place(host: str, path: str) -> bool:
+    """Whether a server can be at ``host`` (``name[:port]``), and ``path`` be something there.
+
+    A user name and password are no part of it: addresses are shown in messages.
+    """
+    return "@" not in host and path.isprintable() and bool(absolute("", f"http://{host}/"))
+
+
+def no_place(what: str, text: str) -> RegistryConfigError:
+    """The error for ``text``, where ``what`` should be; what stands before an ``@`` is not said."""
+    _, at, rest = text.rpartition("@")
+    return RegistryConfigError(f"{what}: {f'***@{rest}' if at else text!r}", hint=LOGIN if at else "")
+
+
 def parse_toml(content: bytes, path: str) -> dict[str, Any]:
     """The document. Raises :class:`~containerkit.errors.RegistryConfigError`."""
     try:
@@ -298,7 +323,10 @@ def _text(table: dict[str, Any], key: str, path: str) -> str:
 def _place(table: dict[str, Any], key: str, path: str) -> str:
     value = _text(table, key, path).strip("/")
     if "://" in value:
-        raise RegistryConfigError(f"{path}: {key} is a name such as example.org/team, no URL: {value!r}")
+        raise no_place(f"{path}: {key} is a name such as example.org/team, no URL", value)
+    host, _, rest = value.partition("/")
+    if value and key == "location" and not is_place(host, rest):
+        raise no_place(f"{path}: {key} is no name such as example.org/team", value)
     return value
 
 

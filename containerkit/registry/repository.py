@@ -106,6 +106,12 @@ class Repository:
         if self.policy is not None:
             self.policy.check(reference, digest, self)
 
+    def tags(self) -> list[str]:
+        """Every tag (:func:`~containerkit.registry.discovery.tags`)."""
+        from containerkit.registry.discovery import tags
+
+        return tags(self)
+
     def resolve(self, reference: Reference) -> tuple[Descriptor, bytes]:
         """The descriptor and bytes of the manifest or index behind ``reference``.
 

@@ -8,7 +8,6 @@ the image, under the tag ``sha256-HEX.sig`` and as a referrer of the image.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -222,12 +221,18 @@ def _signatures(repository: Repository, digest: Digest, reasons: list[str]) -> I
             reasons.append(f"more than {MOST_SIGNATURES} signatures")
             return
         try:
+            signature = base64.b64decode(text, validate=True)
+        except ValueError as error:  # binascii.Error, and letters beyond ASCII
+            reasons.append(f"damaged ({error})")
+            continue
+        try:
             descriptor = Descriptor(PAYLOAD, Digest(row["digest"]), row["size"])
             with repository.open(descriptor) as stream:
                 payload = read_verified(stream, descriptor, LARGEST_PAYLOAD)
-            yield Signature(payload, base64.b64decode(text, validate=True))
-        except (ContentMismatch, RegistryNotFound, binascii.Error) as error:
+        except (ContentMismatch, RegistryNotFound) as error:
             reasons.append(f"damaged ({error})")
+        else:
+            yield Signature(payload, signature)
 
 
 def _all_rows(repository: Repository, digest: Digest, reasons: list[str]) -> Iterator[dict[str, Any]]:

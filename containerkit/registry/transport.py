@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import random
 import time
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -21,13 +22,14 @@ from containerkit.errors import (
     RegistryNotFound,
     RegistryUnauthorized,
     RegistryUnavailable,
+    RegistryWarning,
     TlsFailed,
     TokenError,
     TokenRejected,
     UnexpectedResponse,
 )
 from containerkit.registry import failures
-from containerkit.registry.addresses import absolute, endpoint, is_loopback, origin
+from containerkit.registry.addresses import absolute, endpoint, is_among, is_loopback, origin
 from containerkit.registry.bodies import content_length, number, read_body
 from containerkit.registry.challenge import Authorizer, parse_challenges
 from containerkit.registry.client import SLOWEST, TIMEOUT
@@ -267,7 +269,10 @@ class Transport:
                 response = self._follow(request, url, fresh)
                 self._check_token(response, request, fresh)
         except TokenError as error:
-            raise self._without_token(error, request) from error
+            if error.status in (401, 403):
+                raise _unauthorized(error, request) from error
+            error.message = f"{request.subject}: {error.message}"
+            raise
         self._note(response)
         if response.status_code not in request.accept:
             with response:
@@ -328,6 +333,9 @@ class Transport:
 
         from containerkit.registry.tls import TlsAdapter
 
+        proxies = self._proxies_for(url)
+        proxy = requests.utils.select_proxy(url, proxies) or ""
+        failures.check_proxy(proxy, url=url, subject=request.subject)
         # The adapter itself: a session would look into redirects first, read their bodies and keep their cookies.
         try:
             wanted = requests.Request(request.method, url, headers=dict(headers), data=request.data)
@@ -335,9 +343,10 @@ class Transport:
             adapter = self._session.get_adapter(url)
             if isinstance(adapter, TlsAdapter):
                 adapter.prepare(url)  # in there, its errors would become others
-            return adapter.send(prepared, stream=True, timeout=self._timeout, proxies=self._proxies_for(url))
+            return adapter.send(prepared, stream=True, timeout=self._timeout, proxies=proxies)
         except (requests.RequestException, HTTPError, UnicodeError) as error:
-            raise failures.breakage(error, url=url, subject=request.subject) from failures.cause(error)
+            broken = failures.breakage(error, url=url, subject=request.subject, proxy=proxy)
+            raise broken from failures.cause(error)
 
     def _proxies_for(self, url: str) -> dict[str, str]:
         """The environment's, and none for this machine itself."""
@@ -345,7 +354,8 @@ class Transport:
 
         host = urlsplit(url).netloc
         if host not in self._proxies:
-            self._proxies[host] = {} if is_loopback(host) else get_environ_proxies(url)
+            found = get_environ_proxies(url)
+            self._proxies[host] = {} if is_loopback(host) or is_among(host, found.get("no", "")) else found
         return self._proxies[host]
 
     def _is_ours(self, url: str) -> bool:
@@ -361,16 +371,10 @@ class Transport:
             body = read_body(response, SMALL_BODY, request.subject)
             return response.status_code, response.headers, body
 
-    def _without_token(self, error: TokenError, request: Request) -> RegistryError:
-        """A token that is refused is this request's refusal, too."""
-        if error.status in (401, 403):
-            message = f"{request.subject}: {error.message}"
-            return RegistryUnauthorized(message, url=error.url, status=error.status, code=error.code, hint=error.hint)
-        error.message = f"{request.subject}: {error.message}"
-        return error
-
     def _note(self, response: Response) -> None:
-        """Remember what is said of rate limits: ``100;w=21600``."""
+        """Remember what is said of rate limits (``100;w=21600``), and pass on what it warns of."""
+        for text in failures.warnings_in(response.headers.get("Warning", "")):
+            warnings.warn(f"{failures.server(self.root)}: {text}", RegistryWarning, stacklevel=2)
         text, _, window = response.headers.get("RateLimit-Limit", "").partition(";w=")
         limit, remaining = number(text), number(response.headers.get("RateLimit-Remaining", "").partition(";")[0])
         if limit is not None and remaining is not None:
@@ -388,6 +392,12 @@ class Transport:
         return error
 
 
+def _unauthorized(error: TokenError, request: Request) -> RegistryUnauthorized:
+    """A token that is refused is this request's refusal, too."""
+    message = f"{request.subject}: {error.message}"
+    return RegistryUnauthorized(message, url=error.url, status=error.status, code=error.code, hint=error.hint)
+
+
 def _check_length(length: int, limit: int, request: Request, response: Response) -> None:
     """Raise for an answer that is too long, or says that it is."""
     if length <= limit:
@@ -401,7 +411,7 @@ def _check_length(length: int, limit: int, request: Request, response: Response)
 def _join(root: str, url: str, subject: str) -> str:
     if joined := absolute(root, url):
         return joined
-    shown = failures.printable(failures.public(url))
+    shown = failures.printable(failures.public(url if "://" in url else root + url))
     raise UnexpectedResponse(f"{subject}: {shown!r} is no address of a server", url=root)
 
 

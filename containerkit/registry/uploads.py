@@ -121,7 +121,7 @@ class Uploads:
         return digest, size
 
     def _location(self, answer: Answer, subject: str) -> str:
-        """Where to send the upload: absolute or relative, and perhaps on another host (specification, "POST then PUT")."""
+        """Where to send the upload: absolute or relative, perhaps on another host (specification, "POST then PUT")."""
         said = answer.headers.get("Location", "")
         location = absolute(answer.url, said) if said else ""
         if not location:

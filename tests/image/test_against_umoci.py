@@ -18,7 +18,7 @@ from containerkit.image.images import Images
 from containerkit.image.layers.layer import DIRECTORY
 from containerkit.linux.mount import new_mount
 from containerkit.state import State
-from support.images import MadeImage, hardlink, make_tar, member, snapshot, symlink
+from support.images import MTIME, MadeImage, hardlink, make_tar, member, snapshot, symlink
 from support.peers import umoci_unpack
 
 pytestmark = pytest.mark.kernel
@@ -185,6 +185,49 @@ CASES = {
     "link, own file, then the directory deleted": [hardlink("n", "d/s/f"), member("d/g", b"g"), member(".wh.d", b"")],
     "link, then all deleted": [hardlink("new", "d/s/f"), member(OPAQUE, b"")],
     "all deleted, then new": [member(OPAQUE, b""), member("d/new", b"n")],
+    "a directory in a link's place": [
+        member("x/"),
+        symlink("s", "x"),
+        member("s/1", b""),
+        member("s/"),
+        member("s/2", b""),
+    ],
+    "a directory in a lower link's place": [member("link/1", b""), member("link/"), member("link/2", b"")],
+    "another link in a link's place": [
+        member("x/"),
+        member("y/"),
+        symlink("s", "x"),
+        member("s/1", b""),
+        symlink("s", "y"),
+        member("s/2", b""),
+    ],
+    "another link in a lower link's place": [member("link/1", b""), symlink("link", "e"), member("link/2", b"")],
+    "another link in a link's place, then a deletion": [
+        member("link/1", b""),
+        symlink("link", "e"),
+        member("link/.wh.x", b""),
+    ],
+    "a hard link in a link's place": [
+        symlink("other", "e"),
+        member("link/1", b""),
+        hardlink("link", "other"),
+        member("link/2", b""),
+    ],
+    "a link on a link's way": [
+        member("x/"),
+        symlink("x/s", "../d"),
+        symlink("s", "x/s"),
+        member("s/1", b""),
+        symlink("x/s", "../e"),
+        member("s/2", b""),
+    ],
+    "a link's way deleted": [
+        symlink("s", "d/s"),
+        member("s/1", b""),
+        member("d/.wh.s", b""),
+        member("s/2", b""),
+    ],
+    "hard link through a link above the root": [symlink("up", "../.."), hardlink("new", "up/d/a")],
     "absolute names": [member("/d/new", b"n"), member("/e/"), member("/e/.wh.x", b""), hardlink("/new", "/d/new")],
 }
 
@@ -194,23 +237,23 @@ def in_umoci(made: MadeImage, path: str) -> dict[str, tuple[Any, ...]]:
     return shown(umoci_unpack(f"{layout}:latest", f"{path}/bundle"))
 
 
-def in_driver(name: str, made: MadeImage, path: str) -> dict[str, tuple[Any, ...]]:
+def in_driver(name: str, made: MadeImage, path: str, *, times: bool = False) -> dict[str, tuple[Any, ...]]:
     state = State(f"{path}/{name}")
     try:
         used = choose(state.root, name)
         image = Images(state, lambda *_, **__: pytest.fail("no registry is needed")).load(f"{path}/layout")
         fd = used.view(image.lowers)
         try:
-            return shown(f"/proc/self/fd/{fd}/.")
+            return shown(f"/proc/self/fd/{fd}/.", times=times)
         finally:
             os.close(fd)
     finally:
         state.close()
 
 
-def shown(root: str) -> dict[str, tuple[Any, ...]]:
-    """All but times and the root, which umoci makes up where no entry says them."""
-    return {path: seen for path, seen in snapshot(root, times=False).items() if path != "."}
+def shown(root: str, *, times: bool = False) -> dict[str, tuple[Any, ...]]:
+    """All but the root and, unless they are wanted, times, which umoci makes up where no entry says them."""
+    return {path: seen for path, seen in snapshot(root, times=times).items() if path != "."}
 
 
 @pytest.mark.parametrize("entries", CASES.values(), ids=CASES.keys())
@@ -239,3 +282,43 @@ def test_order_of_deletions_links_and_content(entries: list[Any], session_direct
             squashed = MadeImage([make_tar(LOWER), flat][1 - below :])
             assert in_umoci(squashed, path) == expected
             assert in_driver("overlay", squashed, path) == expected
+
+
+def in_all(layers: list[list[Any]], path: str) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
+    """On overlay and copied, where umoci refuses or the times count; by their headers the names are the same."""
+    made = MadeImage([make_tar(layer) for layer in layers])
+    made.write_layout(f"{path}/layout")
+    overlay, copy = in_driver("overlay", made, path), in_driver("copy", made, path)
+    told = read_contents(made, parse_document(made.manifest).layers)  # type: ignore[union-attr]
+    assert {os.fsdecode(name) for name, _ in told.walk()} == overlay.keys()
+    return overlay, copy
+
+
+def test_a_file_that_only_a_hard_link_brought_along_is_not_in_the_way(session_directory: str) -> None:
+    """A directory without an entry takes its place, as it would without the hard link."""
+    lower = [member("b", b"1"), hardlink("l", "b")]
+    with tempfile.TemporaryDirectory(dir=session_directory) as path:
+        overlay, copy = in_all([lower, [hardlink("n", "b"), member("b/x/f", b"2")]], path)
+    assert overlay == copy
+    assert (overlay["n"][-1], "b/x/f" in overlay) == (("l", "n"), True)
+
+
+@pytest.mark.parametrize("deletion", [".wh.b", "b/.wh..wh..opq"])
+def test_a_directory_keeps_its_time_when_something_is_deleted_in_it(deletion: str, session_directory: str) -> None:
+    lower = [member("b/"), member("b/c/"), member("b/x", b"1"), member("b/c/x", b"")]
+    with tempfile.TemporaryDirectory(dir=session_directory) as path:
+        made = MadeImage([make_tar(lower), make_tar([member("b/c/f", b"2"), member(deletion, b"")])])
+        made.write_layout(f"{path}/layout")
+        for name in ("overlay", "copy"):
+            tree = in_driver(name, made, path, times=True)
+            assert {each: seen[TIME] for each, seen in tree.items()} == dict.fromkeys(
+                ["b", "b/c", "b/c/f"], MTIME * 10**9
+            )
+
+
+def test_an_absolute_link_to_what_was_a_file(session_directory: str) -> None:
+    """The image has that place, and a directory may take it; umoci refuses every such directory."""
+    with tempfile.TemporaryDirectory(dir=session_directory) as path:
+        overlay, copy = in_all([[member("c", b"1")], [symlink("a", "/c"), member("a/b", b"2")]], path)
+    assert overlay == copy
+    assert overlay.keys() == {"a", "c", "c/b"}

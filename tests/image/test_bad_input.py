@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -38,8 +39,10 @@ from containerkit.errors import (
 from containerkit.image import model
 from containerkit.image.codec import parse_document
 from containerkit.image.contents import read_contents
+from containerkit.image.drivers import choose
 from containerkit.image.images import Images
 from containerkit.image.install import Installer
+from containerkit.image.layers.attributes import set_xattrs
 from containerkit.image.layers.layer import DIRECTORY, FILE
 from containerkit.image.limits import ImageLimits
 from containerkit.image.reference import Reference
@@ -148,12 +151,6 @@ BAD: dict[str, Bad] = {
     "hard link through an earlier layer's symlink": Bad(
         [make_tar([symlink("d", OUT)]), make_tar([hardlink("h", "d/canary")])], UnsafeEntry, "h"
     ),
-    "whiteout through an earlier layer's symlink": Bad(
-        [make_tar([symlink("d", OUT)]), make_tar([member("d/.wh.canary", b"")])], UnsafeEntry, "d/.wh.canary"
-    ),
-    "opaque through an earlier layer's symlink": Bad(
-        [make_tar([symlink("d", OUT)]), make_tar([member("d/.wh..wh..opq", b"")])], UnsafeEntry, "d/.wh..wh..opq"
-    ),
     "whiteout of dotdot": Bad([GOOD, make_tar([member("etc/"), member("etc/.wh...", b"")])], UnsafeEntry, "etc/.wh..."),
     "whiteout of dot": Bad([GOOD, make_tar([member(".wh..", b"")])], UnsafeEntry, ".wh.."),
     "whiteout of nothing": Bad([GOOD, make_tar([member(".wh.", b"")])], UnsafeEntry, ".wh."),
@@ -167,6 +164,36 @@ BAD: dict[str, Bad] = {
         [pax(record(b"GNU.sparse.size=%d" % (2 << 40)), record(b"GNU.sparse.map=0,0")) + head(b"s") + END],
         FileTooLarge, "s", "file_size",
     ),
+    "whiteout through an earlier layer's symlink": Bad(
+        [make_tar([symlink("d", OUT)]), make_tar([member("d/.wh.canary", b"")])], UnsafeEntry, "d/.wh.canary"
+    ),
+    "opaque through an earlier layer's symlink": Bad(
+        [make_tar([symlink("d", OUT)]), make_tar([member("d/.wh..wh..opq", b"")])], UnsafeEntry, "d/.wh..wh..opq"
+    ),
+    "attribute of 70000 bytes": Bad([make_tar([member("f", b"", xattrs={"user.x": b"x" * 70000})])], CorruptLayer, "f"),
+    "attribute of 70000 bytes on a directory": Bad(
+        [make_tar([member("d/", xattrs={"user.x": b"x" * 70000}), member("f", b"")])], CorruptLayer, "d"
+    ),
+    "attribute of 70000 bytes on the root": Bad(
+        [make_tar([member("./", xattrs={"user.x": b"x" * 70000})])], CorruptLayer, "."
+    ),
+    "attribute without a name": Bad([FIRST + pax(record(b"SCHILY.xattr.=x")) + head(b"x") + END], CorruptLayer, "x"),
+    "attribute with a name of 300 bytes": Bad(
+        [make_tar([member("d/", xattrs={"user." + "x" * 295: b"x"})])], CorruptLayer, "d"
+    ),
+    "ACL that is none on a directory": Bad(
+        [make_tar([member("d/", xattrs={"system.posix_acl_access": b"x"}), member("d/f", b"")])], CorruptLayer, "d"
+    ),
+    "capabilities that are none on a directory": Bad(
+        [make_tar([member("d/", xattrs={"security.capability": b"x"}), member("d/f", b"")])], CorruptLayer, "d"
+    ),
+    "ACL that is none on the root": Bad(
+        [make_tar([member("./", xattrs={"system.posix_acl_access": b"x"}), member("f", b"")])], CorruptLayer, "."
+    ),
+    "ACL that is none on a file": Bad(
+        [make_tar([member("f", b"", xattrs={"system.posix_acl_access": b"x"})])], CorruptLayer, "f"
+    ),
+    "symlink to nothing": Bad([FIRST + head(b"l", b"2") + END], CorruptLayer, "l"),
     "empty name": Bad([FIRST + head(b"") + END], CorruptLayer, ""),
     "component too long": Bad([make_tar([member("n" * 256, b"")])], CorruptLayer, "n" * 256),
     "below a file": Bad([make_tar([member("f", b""), member("f/x", b"")])], CorruptLayer, "f/x"),
@@ -351,6 +378,8 @@ def files(count: int, size: int) -> bytes:
         ([files(1, 30_000)], {"layer_size": 20_000, "file_size": 1 << 40}, LayerTooLarge, "layer_size", "f0"),
         ([GOOD, files(3, 1000)], {"file_size": 999}, FileTooLarge, "file_size", "f0"),
         ([GOOD, make_tar([member("a/b/c", b"")])], {"depth": 2}, PathTooLong, "depth", "a/b/c"),
+        ([make_tar([member("f", b"", xattrs={"user.x": b"x" * 99}), member("a/", xattrs={"user.x": b"x" * 50}),
+                    member("b/", xattrs={"user.x": b"x" * 50})])], {"xattrs": 100}, LayerTooLarge, "xattrs", "b"),
         ([make_tar([member("ab", b""), member("abc", b"")])], {"path": 2}, PathTooLong, "path", "abc"),
     ],
 )  # fmt: skip
@@ -366,6 +395,61 @@ def test_limits_of_a_layer(
     assert caught.value.layer in map(digest, made.layers)
     assert caught.value.found > caught.value.allowed
     assert images.list() == []
+
+
+@pytest.mark.parametrize("driver", ["overlay", "copy"])
+def test_a_directorys_attribute_for_which_the_file_system_has_no_room(
+    driver: str, state: State, images: Images, tmp_path: Path
+) -> None:
+    """ext4 has an inode and a block for them; what the kernel says then is that the disk is full."""
+    made = MadeImage([make_tar([member("d/", xattrs={"user.x": b"x" * 50_000}), member("d/f", b"1")])])
+    probe = tmp_path / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.x", b"x" * 50_000)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC  # noqa: PT017 - says what there is
+    else:
+        pytest.skip("the file system takes an attribute of 50 kB")
+    choose(state.root, driver)
+    with pytest.raises(CorruptLayer, match=r"'user\.x' of 50000 bytes") as caught:
+        images.load(made.write_layout(str(tmp_path / "layout")))
+    assert (caught.value.entry, caught.value.layer) == ("d/", digest(made.layers[0]))
+
+
+@pytest.mark.parametrize("driver", ["overlay", "copy"])
+def test_attributes_that_nothing_here_can_have_are_left_out(driver: str, state: State, tmp_path: Path) -> None:
+    """As tar, Docker and umoci do; podman, too, but for user.* on links and FIFOs."""
+    foreign = {"com.apple.provenance": b"q", "system.nfs4_acl": b"q", "foo": b"q", "user.kept": b"1"}
+    made = MadeImage([
+        make_tar([
+            member("d/", xattrs=foreign), member("f", b"1", xattrs=foreign), symlink("l", "f", xattrs=foreign),
+            member("p", type=tarfile.FIFOTYPE, xattrs=foreign), member("./", xattrs=foreign),
+        ])
+    ])  # fmt: skip
+    choose(state.root, driver)
+    images = Images(state, connect)
+    image = images.load(made.write_layout(str(tmp_path / "layout")), tag="foreign:1")
+    tree = image.lowers[0]
+    kept = {name: os.listxattr(f"{tree}/{name}", follow_symlinks=False) for name in ("", "d", "f", "l", "p")}
+    assert kept == {"": ["user.kept"], "d": ["user.kept"], "f": ["user.kept"], "l": [], "p": []}
+    assert images.verify() == ()
+
+
+def test_a_file_system_without_acls() -> None:
+    """proc(5) stands for it; there is one on every machine."""
+    acl = bytes.fromhex("0200000001000700ffffffff04000500ffffffff20000500ffffffff")
+    with pytest.raises(OSError, match="not supported"):
+        os.setxattr("/proc/self/fd", "system.posix_acl_access", acl)
+    fd = os.open("/proc/self/fd", os.O_RDONLY)
+    try:
+        set_xattrs(fd, ((b"system.posix_acl_access", acl), (b"user.a", b"1"), (b"security.selinux", b"1")))
+    finally:
+        os.close(fd)
+
+
+def test_the_attributes_that_wait_have_a_limit_that_a_memory_holds() -> None:
+    assert ImageLimits().xattrs == 64 << 20
 
 
 def test_links_that_lead_to_and_fro_for_hours(images: Images, tmp_path: Path) -> None:

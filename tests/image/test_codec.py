@@ -203,6 +203,12 @@ def test_any_json_parses_or_is_refused(value: Any) -> None:
         parse_document(json.dumps({"schemaVersion": 2, "config": value, "layers": value}).encode())
 
 
+def test_a_key_that_stands_twice_among_very_many_is_found_at_once() -> None:
+    many = ",".join(f'"key {number}":0' for number in range(300_000))
+    with pytest.raises(InvalidImage, match="'key 299999' stands twice"):
+        parse_document(f'{{{many},"key 299999":1}}'.encode())
+
+
 def data_of(content: bytes) -> dict[str, Any]:
     return {"digest": Digest.of(content), "size": len(content), "data": base64.b64encode(content).decode()}
 

@@ -127,3 +127,56 @@ def test_just_within_the_limits_and_counted() -> None:
     reader = decompressed(lambda: stream.read(4096), limits, counts.append)
     assert b"".join(iter(reader, b"")) == PLAIN
     assert (counts[0], counts[-1], counts) == (0, len(PLAIN), sorted(counts))
+
+
+SMALL = {
+    "gzip": gzip.compress(b"", mtime=0),
+    "gzip of a byte": gzip.compress(b"x", mtime=0),
+    "gzip and padding": gzip.compress(b"", mtime=0) + b"\0",
+    "zstd": zstandard.ZstdCompressor(write_content_size=False).compress(b""),
+    "skippable": SKIPPABLE,
+    "bzip2": bz2.compress(b""),
+    "xz": lzma.compress(b""),
+}
+
+
+@pytest.fixture
+def returned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes decompressors had taken, and copied, behind the end of each member."""
+    counts: list[int] = []
+    give_back = compression._Packed.give_back
+
+    def counted(packed: compression._Packed, count: int) -> None:
+        counts.append(count)
+        give_back(packed, count)
+
+    monkeypatch.setattr(compression._Packed, "give_back", counted)
+    return counts
+
+
+@pytest.mark.parametrize("form", SMALL)
+def test_what_lies_behind_small_members_is_not_copied_for_each(form: str, returned: list[int]) -> None:
+    count = 20_000
+    plain = b"x" * count if form == "gzip of a byte" else b""
+    assert read(SMALL[form] * count, 1 << 20) == plain
+    assert len(returned) >= count // 2
+    assert max(returned) <= compression.FIRST_SLICE
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, ZSTD.compress])
+def test_slices_grow_with_their_members(pack: Callable[[bytes], bytes], returned: list[int]) -> None:
+    content = [os.urandom(size) for size in (100, 300_000, 5, 40_000, 1_000_000, 1)]
+    members = [pack(each) for each in content]
+    assert read(b"".join(members), 1 << 20) == b"".join(content)
+    assert sum(returned) <= sum(2 * max(len(each), compression.FIRST_SLICE) for each in members) * 2
+
+
+@pytest.mark.parametrize("form", ["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("piece", [1, 4096, 1 << 20])
+def test_padding_of_any_length(form: str, piece: int) -> None:
+    member = SMALL[form] if form != "gzip" else SMALL["gzip of a byte"]
+    padding = bytes(3 * compression.FIRST_SLICE + 8)
+    plain = b"xx" if form == "gzip" else b""
+    assert read(member + padding + member + padding, piece) == plain
+    with pytest.raises(CorruptLayer):
+        read(member + padding + b"rubbish", piece)

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from containerkit.errors import ImageNotFound, InvalidReference, PlatformMismatch
+from containerkit.errors import ImageNotFound, InvalidReference, PlatformMismatch, Unsupported
 from containerkit.image.archives.archive import open_archive
 from containerkit.image.codec import parse_document
-from containerkit.image.copies import Outgoing, Place, copy, open_place, save
+from containerkit.image.copies import Outgoing, Place, copy, open_place, save, sync
 from containerkit.image.edit_index import IndexEditor
 from containerkit.image.images import Images
 from containerkit.image.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Platform
 from containerkit.image.transfer import copy_image
+from containerkit.registry import serve
 from containerkit.registry.client import connect
 from support import edited
 from support.images import MadeImage, describe, digest
+from support.rawhttp import Repository
 from support.registry import Registry, skopeo
 
 if TYPE_CHECKING:
@@ -80,6 +82,28 @@ def index_layout(tmp_path: Path) -> tuple[str, Descriptor, MadeImage]:
 )
 def test_places(text: str, place: Place) -> None:
     assert Place.parse(text) == place
+
+
+def test_a_whole_repository(tmp_path: Path, index_layout: tuple[str, Descriptor, MadeImage], layout: str) -> None:
+    """Every tag with every platform; what is there already is not sent again, what the source has no more stays."""
+    with serve() as source, serve() as target:
+        for tag, place in (("all", index_layout[0]), ("one", layout), ("two", layout)):
+            copy(f"oci:{place}", f"docker://{source.name(f'team/app:{tag}')}", all_platforms=True, connect=connect)
+        there = Repository(target.host, "mirror/app")
+        there.push_image("old")
+        digests = sync(f"docker://{source.name('team/app')}", f"docker://{target.name('mirror/app')}", connect=connect)
+        assert list(digests) == ["all", "one", "two"]
+        assert digests["all"] == index_layout[1].digest
+        assert there.ask("GET", "tags/list").json["tags"] == ["all", "old", "one", "two"]
+        for tag, digest in digests.items():
+            assert there.ask("GET", f"manifests/{tag}").headers["docker-content-digest"] == digest
+        some = sync(f"docker://{source.name('team/app')}", f"oci:{tmp_path}/out", tags=["two"], connect=connect)
+        assert names_in(f"{tmp_path}/out") == {"two": some["two"]}
+        for wrong in ("docker://{}:1", "docker://{}@sha256:" + "0" * 64, "oci:{}", "containerkit:{}"):
+            with pytest.raises(InvalidReference):
+                sync(wrong.format(source.name("team/app")), "oci:out", connect=connect)
+        with pytest.raises(InvalidReference):
+            sync(f"docker://{source.name('team/app')}", "docker-archive:out.tar", connect=connect)
 
 
 @pytest.mark.parametrize("text", ["", "debian", "docker:debian", "dir:/x", "oci:", "docker://", "oci://x"])
@@ -230,3 +254,73 @@ def test_the_store_as_a_source_and_a_target(tmp_path: Path, state: State, layout
     assert copy(target, "containerkit:new", register=register) == image.digest
     assert given == [(edited.root(made).digest, "new", len(made.layers) + 2)]
     state.close()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("place", ["containerkit:new", "docker-archive:{}/x.tar:new", "docker-daemon:new"])
+def test_all_platforms_do_not_go_where_there_is_one(
+    tmp_path: Path, index_layout: tuple[str, Descriptor, MadeImage], place: str, *, nested: bool
+) -> None:
+    path, root, here = index_layout
+    if nested:
+        root = IndexEditor(here, sink=here).add(root).finish()
+        save(tmp_path / "nested", [Outgoing(here, root)], "oci")
+        path = str(tmp_path / "nested")
+
+    def register(*_: object) -> Digest:
+        return pytest.fail("nothing may be copied")
+
+    with pytest.raises(Unsupported, match="2 images") as caught:
+        copy(f"oci:{path}", place.format(tmp_path), all_platforms=True, register=register)
+    assert "platform=" in caught.value.remedy
+    assert not os.path.exists(tmp_path / "x.tar")
+
+
+def test_all_platforms_of_one_image_go_anywhere(tmp_path: Path, layout: str, made: MadeImage) -> None:
+    about = edited.image([edited.MIDDLE])
+    editor = IndexEditor(made, sink=made).add(edited.root(made))
+    root = editor.add(edited.root(about), platform=Platform("unknown", "unknown"), source=about).finish()
+    save(tmp_path / "one", [Outgoing(made, root)], "oci")
+    for path in (layout, f"{tmp_path}/one"):
+        target = f"docker-archive:{path}.tar:example.org/x:1"
+        assert copy(f"oci:{path}", target, all_platforms=True)
+        with open_archive(f"{path}.tar") as archive:
+            (image,) = archive.images()
+            assert edited.manifest(archive, image.descriptor).config.digest == digest(made.config)
+
+
+@registry_test
+def test_an_image_object_is_pushed_by_its_only_name(
+    state: State, registry: Registry, layout: str, made: MadeImage
+) -> None:
+    images = Images(state, connect)
+    name = f"{registry.host}/only:1"
+    image = images.load(layout, name, unpack=False)
+    other = images.edit(image).repack("zstd").commit("example.org/zstd:1", unpack=False)
+    assert (other.id, len(images.get(image.id).names)) == (image.id, 2)
+    assert images.push(image) == image.digest == edited.root(made).digest
+    several = images.tag(image, "example.org/second:1")
+    nameless = images.edit(image).append([edited.MIDDLE]).commit(unpack=False)
+    for wrong, why in ((several, "second:1"), (nameless, "no name")):
+        with pytest.raises(InvalidReference, match=why) as caught:
+            images.push(wrong)
+        assert "tag it" in caught.value.hint
+
+
+def test_short_names_in_a_layout_are_no_names_of_images_here(tmp_path: Path, state: State) -> None:
+    images = Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
+    two = two_images()
+    path = str(tmp_path / "two")
+    given = {"s1": ("s1", "s2"), "Upper_": ("Upper_",), "example.org/full:1": ("example.org/full:1", "s3")}
+    made = [*two.values(), (edited.image([edited.LOWEST, edited.TOP]), None)]
+    outgoing = [
+        Outgoing(image, edited.root(image), names) for (image, _), names in zip(made, given.values(), strict=True)
+    ]
+    save(path, outgoing, "oci")
+    loaded = images.load_all(path, unpack=False)
+    assert [image.names for image in loaded] == [(), (), ("example.org/full:1",)]
+    assert images.load(path, "s2", unpack=False).digest == images.get("docker.io/library/s2:latest").digest
+    alone = str(tmp_path / "alone")
+    save(alone, [Outgoing(outgoing[1].source, outgoing[1].descriptor, ("s1",))], "oci")
+    assert images.load(alone, "other:1", unpack=False).names == ("other:1",)
+    assert images.get("s2").names == ("s2:latest",)

@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from containerkit.errors import CorruptLayer, DigestMismatch, ImageNotFound, InvalidImage, PlatformMismatch
+from containerkit.errors import (
+    BlobNotFound,
+    CorruptLayer,
+    DigestMismatch,
+    ImageNotFound,
+    ImageTooLarge,
+    InvalidImage,
+    LayerTooLarge,
+    PlatformMismatch,
+)
 from containerkit.image.codec import parse_document
 from containerkit.image.edit import Editor
 from containerkit.image.edit_index import IndexEditor, repack
 from containerkit.image.flatten import flattened
+from containerkit.image.images import Images
 from containerkit.image.layers.layer import FILE, TarReader
+from containerkit.image.limits import STANDARD
 from containerkit.image.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -36,6 +47,9 @@ from support.images import MadeImage, digest, hardlink, make_tar, member, symlin
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from containerkit.image.image import Image
+    from containerkit.state import State
 
 kernel = pytest.mark.kernel
 
@@ -380,6 +394,103 @@ def test_repacking_keeps_config_and_diff_ids(compression: str) -> None:
         assert [layer.digest for layer in manifest.layers] == list(edited.config(source, root).diff_ids)
 
 
+def nested(made: MadeImage, below: Descriptor, names: int, depth: int) -> Descriptor:
+    """Indexes within indexes, each of which names the next one so many times."""
+    for _ in range(depth):
+        rows = [describe_descriptor(below) | {"annotations": {"number": str(number)}} for number in range(names)]
+        body = made.add(json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": rows}).encode())
+        below = Descriptor(OCI_INDEX, digest(body), len(body))
+    return below
+
+
+def describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:
+    return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+
+
+def test_repacking_does_everything_once() -> None:
+    made = edited.image([edited.TOP])
+    source, root = repack(made, nested(made, edited.root(made), 100, 4), "zstd")
+    for _ in range(4):
+        children = parse_index(source, root).manifests
+        assert [child.annotations["number"] for child in children] == [str(number) for number in range(100)]
+        assert len({child.digest for child in children}) == 1
+        root = children[-1]
+    assert edited.manifest(source, root).layers[0].media_type == f"{OCI_LAYER}+zstd"
+
+
+@pytest.mark.parametrize(("names", "depth"), [(1, 5), (2, 60), (1, 300)])
+def test_repacking_refuses_indexes_without_end(names: int, depth: int) -> None:
+    made = edited.image([edited.TOP])
+    with pytest.raises(ImageTooLarge) as caught:
+        repack(made, nested(made, edited.root(made), names, depth), "zstd")
+    assert (caught.value.limit, caught.value.allowed) == ("index_depth", 4)
+
+
+def several(made: MadeImage, count: int) -> Descriptor:
+    """An index of images that share their layers."""
+    rows = []
+    for number in range(count):
+        made.document["annotations"] = {"number": str(number)}
+        made.add(made.manifest)
+        rows.append(describe_descriptor(edited.root(made)))
+    body = made.add(json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": rows}).encode())
+    return Descriptor(OCI_INDEX, digest(body), len(body))
+
+
+def test_repacking_counts_what_it_reads_and_packs_a_shared_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, packed = edited.image(), []
+    pack = Scratch.pack
+
+    def counted(scratch: Scratch, pieces: Any, compression: str) -> Any:
+        packed.append(compression)
+        return pack(scratch, pieces, compression)
+
+    monkeypatch.setattr(Scratch, "pack", counted)
+    source, root = repack(made, several(made, 64), "zstd")
+    assert len(packed) == len(edited.LAYERS)
+    found = [edited.manifest(source, child) for child in parse_index(source, root).manifests]
+    assert [manifest.annotations["number"] for manifest in found] == [str(number) for number in range(64)]
+    assert len({manifest.layers for manifest in found}) == 1
+    for layer in found[0].layers:
+        assert digest(edited.read(source, layer)) == layer.digest
+    with pytest.raises(ImageTooLarge) as caught:
+        repack(made, several(made, 65), "zstd")
+    assert (caught.value.limit, caught.value.allowed) == ("index_reads", 64)
+
+
+def test_repacking_twice_ends_with_the_last() -> None:
+    made = edited.image()
+    once, again = (Editor(made, edited.root(made)) for _ in range(2))
+    for compression in ("gzip", "zstd", "none"):
+        again.repack(compression).repack("gzip").repack(compression)
+        once.repack(compression)
+        assert again.layers == once.layers
+
+
+def test_an_image_that_was_removed_and_is_here_again(state: State, tmp_path: Path) -> None:
+    images = Images(state, lambda *_, **__: pytest.fail("no registry is needed"))
+    layout = edited.image().write_layout(str(tmp_path / "layout"))
+    hold = images.hold
+    image = images.load(layout, "app:1", unpack=False)
+    edit = images.edit(image)
+    images.remove(image)
+
+    def pulled_just_now(image: Image | str) -> Image:
+        images.load(layout, "app:1", unpack=False)
+        return hold(image)
+
+    images.hold = pulled_just_now  # type: ignore[method-assign]
+    with pytest.raises(ImageNotFound, match="removed"):
+        edit.flatten()
+    assert images.edit("app:1").flatten().commit("flat:1", unpack=False).names == ("flat:1",)
+    lost = image.layers[0].descriptor.digest
+    edit = images.edit(image)
+    os.unlink(f"{state.root}/blobs/sha256/{lost.hex}")
+    images.hold = hold  # type: ignore[method-assign]
+    with pytest.raises(BlobNotFound):  # it is not gone, it is damaged
+        edit.flatten()
+
+
 def test_finish_brings_everything_to_the_sink() -> None:
     made, sink = edited.image(), MadeImage([])
     root = Editor(made, edited.root(made), sink).append([edited.MIDDLE]).finish()
@@ -440,3 +551,35 @@ def test_a_hard_link_whose_base_name_is_deleted_keeps_its_content(tmp_path: Path
         assert tar.extractfile("b").read() == b"content" * 100  # type: ignore[union-attr]
         assert tar.getmember("c").linkname == "b"
         assert sorted(tar.getnames()) == [".wh.a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("links", "written"),
+    [
+        ([("a", "b")], []),
+        ([("b", "a")], []),
+        ([("a", "a")], []),
+        ([("c", "b"), ("b", "c"), ("a", "c")], [("c", "a")]),
+        ([("other", "b")], [("other", "a")]),
+    ],
+)
+def test_a_hard_link_that_stands_in_the_base_is_not_written_again(
+    links: list[tuple[str, str]], written: list[tuple[str, str]]
+) -> None:
+    """Written as a file of its own, it would be parted from the other names."""
+    base = make_tar([member("a", b"content"), hardlink("b", "a"), member("other", b"o")])
+    made = edited.image([base, make_tar([hardlink(*link) for link in links])], history=[])
+    flat = b"".join(flattened(made, edited.manifest(made, edited.root(made)).layers, 1))
+    assert [(entry.name.decode(), entry.link.decode()) for entry in entries_of(flat)] == written
+
+
+def test_holes_beyond_a_layers_size_are_refused_before_anything_is_written() -> None:
+    size = STANDARD.layer_size // 2 + 1
+    hole = {"GNU.sparse.major": "0", "GNU.sparse.size": str(size), "GNU.sparse.map": "0,1"}
+    layers = [make_tar([member(name, b"x", pax_headers=hole)]) for name in "ab"]
+    made = edited.image(layers, history=[])
+    descriptors = edited.manifest(made, edited.root(made)).layers
+    assert next(flattened(made, descriptors[:1]))
+    with pytest.raises(LayerTooLarge) as caught:
+        next(flattened(made, descriptors))
+    assert (caught.value.limit, caught.value.found, caught.value.entry) == ("layer_size", 2 * size, "b")

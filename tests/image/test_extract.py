@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import stat
 import subprocess
 import tarfile
@@ -16,10 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit.errors import CorruptLayer, LayerError, LayerTooLarge, UnsafeEntry
+from containerkit.image.layers import merged, parents
 from containerkit.image.layers.attributes import Attributes
 from containerkit.image.layers.extract import Extractor, LowersNeeded
 from containerkit.image.layers.filewriters import FileWriters
-from containerkit.image.layers.layer import FILE, TarReader, parse_pax, pax_time
+from containerkit.image.layers.layer import FILE, TarReader
+from containerkit.image.layers.merged import level
+from containerkit.image.layers.pax import parse_pax, pax_time
 from containerkit.image.layers.write import header, tar_of
 from support.images import MTIME, hardlink, make_tar, member, snapshot, symlink
 from support.unpacking import in_thread
@@ -298,6 +302,49 @@ def test_lower_layers_are_asked_for_when_they_are_needed(directory: str) -> None
     assert unpack(upper, f"{directory}/bottom", ())
     complete = make_tar([member("usr/"), member("usr/tool", b"x"), member("x", b""), hardlink("y", "usr/tool")])
     assert unpack(complete, f"{directory}/second", None)
+
+
+@kernel
+def test_deep_directories_without_entries_are_looked_for_once_each(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes of gzip name hundreds of them: what each costs must not grow with its depth."""
+    looked = 0
+
+    def counted(directories: Sequence[bytes], name: bytes) -> object:
+        nonlocal looked
+        looked += 1
+        return level(directories, name)
+
+    monkeypatch.setattr(merged, "level", counted)
+    deep = "/".join(["d"] * 500)
+    below = unpack(make_tar([member("d/"), member("d/d/", mode=0o700)]), f"{directory}/lower")
+    root = unpack(make_tar([member(f"{deep}/f", b"1"), member(f"{deep}/g/h", b"2")]), f"{directory}/layer", (below,))
+    assert looked < 2 * 502
+    assert os.path.exists(f"{root}/{deep}/g/h")
+    assert [oct(os.stat(f"{root}/{path}").st_mode) for path in ("d/d", "d/d/d")] == ["0o40700", "0o40755"]
+
+
+@kernel
+def test_few_descriptors_are_kept_where_few_are_allowed(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [member(f"{top}/{number}/f", b"1") for top in "ab" for number in range(30)]
+    links = [hardlink(f"l/{number}/x", f"a/{number}/f") for number in range(30)]
+    below = unpack(make_tar(members), f"{directory}/lower")
+    expected = snapshot(unpack(make_tar(links), f"{directory}/all", (below,)), times=False)
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(12)]
+    most = free[-1] + 1
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, allowed[1]))
+    try:
+        assert snapshot(unpack(make_tar(links), f"{directory}/few", (below,)), times=False) == expected
+        monkeypatch.setattr(parents, "SHARE", 1)  # as if others had opened the rest in the meantime
+        assert snapshot(unpack(make_tar(links), f"{directory}/crowded", (below,)), times=False) == expected
+        crowded = unpack(make_tar(members), f"{directory}/crowded files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+    assert snapshot(crowded, times=False) == snapshot(below, times=False)
 
 
 @kernel

@@ -23,6 +23,7 @@ from containerkit.errors import (
 )
 from containerkit.image import model
 from containerkit.image.archives.archive import open_archive
+from containerkit.image.archives.files import DirectoryFiles, TarFiles
 from containerkit.image.archives.tarindex import places
 from containerkit.image.copies import Outgoing, copy, save
 from containerkit.image.digest import Digest
@@ -37,6 +38,7 @@ from support.peers import docker, podman, skopeo, umoci_unpack
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import BinaryIO
 
 NAME = "example.org/team/app:1"
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
@@ -375,3 +377,100 @@ def test_a_packed_archive_from_a_stream_has_layers_in_every_form(tmp_path: Path)
     with open_archive(io.BytesIO(bz2.compress((tmp_path / "plain").read_bytes()))) as archive:
         layers = edited.manifest(archive, archive.choose(NAME).descriptor).layers
         assert [digest(edited.read(archive, layer)) for layer in layers] == [layer.digest for layer in layers]
+
+
+CONFIG = {"architecture": "amd64", "os": "linux", "config": {}}
+
+
+def rows_of_one_file(path: Path, rows: int, config: dict[str, Any], layer: bytes = b"") -> str:
+    """A docker archive whose rows each call the one config, and the one layer, by a name of their own."""
+    members = [member("config", json.dumps(config).encode())]
+    members += [hardlink(f"config{number}", "config") for number in range(rows)]
+    members += [member("layer", layer), *(hardlink(f"layer{number}", "layer") for number in range(rows))]
+    layers = len(config["rootfs"]["diff_ids"])
+    manifest = [
+        {"Config": f"config{number}", "RepoTags": [f"a:{number}"], "Layers": [f"layer{number}"] * layers}
+        for number in range(rows)
+    ]
+    path.write_bytes(make_tar([member("manifest.json", json.dumps(manifest).encode()), *members], tarfile.USTAR_FORMAT))
+    return str(path)
+
+
+def test_a_config_of_many_rows_is_parsed_once(tmp_path: Path) -> None:
+    config = {
+        **CONFIG,
+        "rootfs": {"type": "layers", "diff_ids": []},
+        "history": [{"empty_layer": True}] * 200_000,  # some 0.3 s, and 100 MB
+    }
+    with open_archive(rows_of_one_file(tmp_path / "rows", 1000, config)) as archive:
+        images = archive.images()
+    assert [image.labels for image in images] == [(f"a:{number}",) for number in range(1000)]
+    assert len({image.descriptor for image in images}) == 1
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_layer_of_many_names_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    opened: list[str] = []
+    whole = TarFiles.open
+
+    def counted(files: TarFiles, name: str) -> BinaryIO:
+        opened.append(name)
+        return whole(files, name)
+
+    monkeypatch.setattr(TarFiles, "open", counted)
+    config = {**CONFIG, "rootfs": {"type": "layers", "diff_ids": [digest(edited.TOP)]}}
+    path = rows_of_one_file(tmp_path / "rows", 5, config, PACK[kind](edited.TOP))
+    with open_archive(path) as archive:
+        assert len({image.descriptor for image in archive.images()}) == 1
+    assert [name for name in opened if name.startswith("layer")] == ["layer0"]
+
+
+def test_one_layer_is_not_what_two_diff_ids_say(tmp_path: Path) -> None:
+    config = {**CONFIG, "rootfs": {"type": "layers", "diff_ids": [digest(edited.TOP), digest(edited.LOWEST)]}}
+    path = rows_of_one_file(tmp_path / "rows", 1, config, bz2.compress(edited.TOP))
+    with pytest.raises(DigestMismatch), open_archive(path):
+        pass
+
+
+def test_an_archive_of_too_many_images_or_config_bytes(tmp_path: Path) -> None:
+    config = {**CONFIG, "rootfs": {"type": "layers", "diff_ids": []}}
+    with pytest.raises(ImageTooLarge) as caught, open_archive(rows_of_one_file(tmp_path / "rows", 1001, config)):
+        pass
+    assert (caught.value.limit, caught.value.allowed, caught.value.found) == ("images", 1000, 1001)
+    with open_archive(str(tmp_path / "rows"), limits=ImageLimits(images=1001)) as archive:
+        assert len(archive.images()) == 1001
+    names = [f"c{number}" for number in range(5)]
+    contents = [json.dumps({**config, "author": name + " " * (7 << 20)}).encode() for name in names]
+    manifest = json.dumps([{"Config": name, "Layers": []} for name in names]).encode()
+    members = [member("manifest.json", manifest), *map(member, names, contents)]
+    (tmp_path / "configs").write_bytes(make_tar(members))
+    with pytest.raises(ImageTooLarge, match="configs") as caught, open_archive(str(tmp_path / "configs")):
+        pass
+    assert (caught.value.limit, caught.value.allowed) == ("configs", 32 << 20)
+
+
+def test_a_shared_layer_becomes_gzip_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, entries = edited.image([edited.TOP]), []
+    packed = made.add(bz2.compress(edited.TOP))
+    for number in range(8):
+        made.document["layers"] = [describe(packed, f"{model.OCI_LAYER}+bzip2")]
+        made.document["annotations"] = {"number": str(number)}
+        entries.append(describe(made.add(made.manifest), model.OCI_MANIFEST))
+    both = {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": entries}
+    entries = [*entries, describe(made.add(json.dumps(both).encode()), model.OCI_INDEX)]
+    path = made.write_layout(str(tmp_path / "layout"))
+    (tmp_path / "layout/index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    opened: list[str] = []
+    whole = DirectoryFiles.open
+
+    def counted(files: DirectoryFiles, name: str) -> BinaryIO:
+        opened.append(name)
+        return whole(files, name)
+
+    monkeypatch.setattr(DirectoryFiles, "open", counted)
+    with open_archive(path) as archive:
+        images = archive.images()
+        layers = {edited.manifest(archive, image.descriptor).layers[0] for image in images[:8]}
+    assert len(images) == 9
+    assert len(layers) == 1
+    assert opened.count(f"blobs/sha256/{digest(packed).hex}") == 1

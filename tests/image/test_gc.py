@@ -348,10 +348,10 @@ def test_an_image_that_comes_back_after_its_eviction_keeps_its_content(
     image = images.pull("example.org/app:1")
     sweep = module._Collection.sweep
 
-    def late(self: object, evicted: list[str]) -> object:
+    def late(self: object, evicted: list[str], partial_age: float) -> object:
         assert list(evicted) == [image.id]
         images.pull("example.org/app:1")
-        return sweep(self, evicted)  # type: ignore[arg-type]
+        return sweep(self, evicted, partial_age)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module._Collection, "sweep", late)
     gc(state, max_bytes=0)

@@ -535,8 +535,9 @@ def test_a_stream_that_breaks_off(state: State) -> None:
         with pytest.raises(ConnectionResetError, match="gone"):
             images_of(state, made).pull("app")
     left = left_in(state)
-    assert left.pop("ingest") == [f"partial-sha256-{digest(made.layers[1]).hex}"]
-    assert not any(left.values())
+    assert f"partial-sha256-{digest(made.layers[1]).hex}" in left["ingest"]
+    assert {name[:8] for name in left["ingest"]} == {"partial-"}  # notes of the other layer, where that was faster
+    assert not left["rows"]
     assert images_of(state, made).pull("app").id == digest(made.config)
     assert left_in(state)["ingest"] == []
     assert images_of(state, made).pull("app").names == ("app:latest",)

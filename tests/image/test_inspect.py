@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
+import itertools
 import os
 import stat
 import subprocess
 import tarfile
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -20,16 +23,20 @@ from containerkit.errors import (
     DigestMismatch,
     FileTooLarge,
     LayerError,
+    LayerTooLarge,
     PathNotInImage,
+    PathTooLong,
     UnsafeEntry,
 )
-from containerkit.image import contents, edit
+from containerkit.image import contents, edit, lookup
 from containerkit.image.contents import open_layer, read_contents
 from containerkit.image.flatten import flattened
+from containerkit.image.headers import Headers
 from containerkit.image.image_diff import Side, diff_images
 from containerkit.image.inspect import history, open_file, read_file, tree
 from containerkit.image.layers.changes import Change, tree_changes
 from containerkit.image.layers.layer import DIRECTORY, FILE, SYMLINK
+from containerkit.image.layers.merged import MOST_STEPS
 from containerkit.image.limits import STANDARD
 from containerkit.image.lookup import find_file
 from containerkit.image.scratch import Scratch
@@ -428,9 +435,10 @@ def test_squashing_any_layers_changes_nothing(layers: list[list[Any]], data: st.
 
 
 def picture(source: Any, descriptors: Any) -> dict[bytes, Any]:
-    """Names, kinds and content of the merged tree."""
+    """Names, kinds and content of the merged tree, and the first name of each file."""
     contents = read_contents(source, descriptors)
     found: dict[bytes, Any] = {}
+    first: dict[int, bytes] = {}
     for name, node in contents.walk():
         content = b""
         if node.inode.kind == FILE:
@@ -442,7 +450,7 @@ def picture(source: Any, descriptors: Any) -> dict[bytes, Any]:
                         assert entry.size == len(content)
                     number += 1
         link = node.inode.entry.link if node.inode.entry is not None and node.inode.kind == SYMLINK else b""
-        found[name] = (node.inode.kind, content, link)
+        found[name] = (node.inode.kind, content, link, first.setdefault(id(node.inode), name))
     return found
 
 
@@ -466,3 +474,150 @@ def test_equal_content_in_other_layers_is_no_difference() -> None:
     three = from_layers([member("b", b"2")], [member("a", b"x")])
     assert diff_images(side(one), side(two)) == []
     assert diff_images(side(one), side(three)) == [Change("C", "/a")]
+
+
+def test_a_file_of_many_names_takes_memory_for_each_once() -> None:
+    names = [member("name", b"x"), *(hardlink(f"name{number}", "name") for number in range(3000))]
+    one, two = from_layers(names), from_layers(names, [member("more", b"m")])
+    tracemalloc.start()
+    try:
+        assert diff_images(side(one), side(two)) == [Change("A", "/more")]
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def sparse(name: str, size: int, *regions: tuple[int, bytes]) -> tuple[tarfile.TarInfo, bytes]:
+    """A file with holes, its map in the form of pax 0.1."""
+    numbers = ",".join(f"{offset},{len(data)}" for offset, data in regions)
+    fields = {"GNU.sparse.major": "0", "GNU.sparse.size": str(size), "GNU.sparse.map": numbers}
+    return member(name, b"".join(data for _, data in regions), pax_headers=fields)
+
+
+def test_holes_are_compared_without_reading_them() -> None:
+    """Their zeros alone would take hours."""
+    size = STANDARD.file_size
+    one = from_layers([sparse("f", size, (0, b"start"), (size - 3, b"end"))])
+    same = from_layers([sparse("f", size, (0, b"start" + bytes(9000)), (size // 2, b"\0"), (size - 5, b"\0\0end"))])
+    for regions in (
+        ((0, b"start"), (size - 4, b"end\0")),
+        ((1, b"start"), (size - 3, b"end")),
+        ((0, b"start"), (size // 2, b"end")),
+        ((0, b"start"),),
+    ):
+        other = from_layers([sparse("f", size, *regions)])
+        assert diff_images(side(one), side(other)) == [Change("C", "/f")]
+    assert diff_images(side(one), side(same)) == []
+
+
+@hypothesis.given(data=st.data())
+def test_content_is_the_same_whatever_of_it_is_a_hole(data: st.DataObject) -> None:
+    part = st.integers(1, 9000).flatmap(lambda length: st.sampled_from([bytes(length), b"x" * length]))
+    content = b"".join(data.draw(st.lists(part, max_size=6)))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(content)), max_size=6)) | {0, len(content)})
+    regions = [
+        (start, content[start:end])
+        for start, end in itertools.pairwise(cuts)
+        if content[start:end].strip(b"\0") or data.draw(st.booleans())
+    ]
+    dense, holes = from_layers([member("f", content)]), from_layers([sparse("f", len(content), *regions)])
+    assert diff_images(side(dense), side(holes)) == []
+    assert read_file(holes, manifest(holes), "f") == content
+
+
+def deep_links(layers: int, depth: int, rounds: int) -> tuple[MadeImage, str]:
+    """A file behind links that go up and down again, all far down in the lowest layer."""
+    deep = "/".join(["a"] * depth)
+    up_and_down = "../a/" * rounds
+    lowest = [member("a/" * number) for number in range(1, depth + 1)]
+    lowest += [symlink(f"{deep}/l{number}", f"{up_and_down}l{number + 1}") for number in range(39)]
+    lowest += [symlink(f"{deep}/l39", f"{up_and_down}f"), member(f"{deep}/f", b"content")]
+    return from_layers(lowest, *([member(f"z{number}", b"")] for number in range(layers))), f"{deep}/l0"
+
+
+def test_a_file_behind_long_links_in_many_layers_is_found_in_one_go() -> None:
+    """Whoever asks all layers for each directory above, at every step, and again after every layer, never ends."""
+    made, path = deep_links(400, 500, 40)
+    assert read_file(made, manifest(made), path) == b"content"
+
+
+def test_links_of_too_many_steps_lead_nowhere() -> None:
+    made, path = deep_links(1, 3, MOST_STEPS // 80 + 1)
+    with pytest.raises(PathNotInImage, match="never ends"):
+        read_file(made, manifest(made), path)
+
+
+def both(made: MadeImage, path: bytes) -> list[Any]:
+    """The entry of a path as the whole tree has it, and as the search from the top has it."""
+    layers = manifest(made).layers
+    node, inode = read_contents(made, layers).find(path), find_file(made, layers, path)
+    assert node is not None
+    assert inode is not None
+    return [node.inode.entry, inode.entry]
+
+
+def test_the_map_of_a_sparse_file_is_not_kept() -> None:
+    made = from_layers([sparse("f", 1 << 20, *((number << 10, b"x") for number in range(1000)))])
+    assert [(entry.sparse.size, entry.sparse.regions) for entry in both(made, b"f")] == [(1 << 20, ())] * 2
+    assert len(read_file(made, manifest(made), "f")) == 1 << 20
+
+
+def test_equal_attributes_are_kept_once() -> None:
+    made = from_layers(*([member(name, b"", xattrs={"user.x": b"x" * 1000})] for name in "ab"))
+    a, b = (node.inode.entry for _, node in read_contents(made, manifest(made).layers).walk())
+    assert a is not None
+    assert b is not None
+    assert a.xattrs == ((b"user.x", b"x" * 1000),)
+    assert a.xattrs is b.xattrs
+
+
+LONG = "/".join(["n" * 250] * 3)
+MUCH: dict[str, list[Any]] = {
+    "attributes": [member(f"f{number}", b"", xattrs={f"user.{number}": b"x" * 1000}) for number in range(20)],
+    "small attributes": [
+        member(f"f{number}", b"", xattrs={f"user.{number}.{each}": b"" for each in range(10)}) for number in range(20)
+    ],
+    "names": [member(f"{LONG}{number}", b"") for number in range(20)],
+    "made directories": [member("d/" * 250 + "f", b"")],
+    "links": [symlink(f"l{number}", LONG) for number in range(20)],
+    "names behind links": [
+        member(LONG + "/"),
+        symlink("l", LONG),
+        *(member(f"l/{number}", b"") for number in range(20)),
+    ],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("much", MUCH.values(), ids=MUCH.keys())
+def test_what_is_kept_of_an_images_headers_is_bounded(
+    reader: str, much: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = from_layers([member("a", b"x")], much)
+    READERS[reader](made)
+    is_kept_within(6000, made, reader, monkeypatch)
+
+
+def test_what_is_kept_of_whiteouts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = from_layers([member("a", b"x")], [member(f"{LONG}/.wh.{number}", b"") for number in range(20)])
+    READERS["read_file"](made)
+    is_kept_within(6000, made, "read_file", monkeypatch)
+
+
+def is_kept_within(allowed: int, made: MadeImage, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (contents, lookup):
+        monkeypatch.setattr(module, "Headers", functools.partial(Headers, STANDARD._replace(kept=allowed)))
+    with pytest.raises(LayerTooLarge) as caught:
+        READERS[reader](made)
+    assert (caught.value.limit, caught.value.allowed, bool(caught.value.entry)) == ("kept", allowed, True)
+    assert caught.value.layer == digest(made.layers[1])
+
+
+@pytest.mark.parametrize(("part", "count", "limit"), [("n" * 250, 10, "path"), ("d", 300, "depth")])
+def test_links_do_not_lead_to_longer_paths_than_may_be_written(part: str, count: int, limit: str) -> None:
+    deep = "/".join([part] * count)
+    made = from_layers([member(deep + "/"), symlink("l", deep), member(f"l/{deep}/f", b"")])
+    for reader in ("tree", "diff", "flatten"):
+        with pytest.raises(PathTooLong) as caught:
+            READERS[reader](made)
+        assert (caught.value.limit, caught.value.entry) == (limit, f"l/{deep}/f")

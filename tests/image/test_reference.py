@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from containerkit.errors import InvalidDigest, InvalidReference
 from containerkit.image.digest import Digest
 from containerkit.image.reference import Reference
+from support.said import everything_said
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"
@@ -86,6 +87,35 @@ def test_refused(text: str) -> None:
 
 def test_the_longest_path() -> None:
     assert Reference.parse("quay.io/" + "a" * 255).repository == "a" * 255
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:SECRET@quay.io/app",
+        "https://SECRET@quay.io/app:1",
+        "https://me:SEC/RET@quay.io:5000",
+        "https://me:SEC@RET@quay.io",
+        "me:SECRET@quay.io/app",
+        "me:SECRET@quay.io:5000",
+        "me:SECRET@quay.io",
+        "me:SEC@RET@quay.io/app",
+        f"me:SECRET@quay.io/app@{DIGEST}",
+        "me:SECRET@quay.io/app@sha256:bad",
+        "https://me:SECRET@quay.io/" + "a" * 300,
+        "https://me:SECRET@quay.io/" + "a" * 5000,
+    ],
+)
+def test_no_password_is_in_a_message(text: str) -> None:
+    with pytest.raises(InvalidReference, match=r"\*\*\*@quay\.io") as caught:
+        Reference.parse(text)
+    assert not re.search("SEC|RET", everything_said(caught.value))
+
+
+def test_a_wrong_digest_is_shown() -> None:
+    for text in ("debian:12@sha256:bad", "quay.io:5000/app@sha256:bad", "debian@latest", f"debian:12@{DIGEST}0"):
+        with pytest.raises(InvalidReference, match=re.escape(text)):
+            Reference.parse(text)
 
 
 F64, F128 = "f" * 64, "f" * 128

@@ -17,6 +17,7 @@ import zstandard
 
 from containerkit.errors import AmbiguousImage, DigestMismatch, InvalidArchive
 from containerkit.image.archives.archive import open_archive
+from containerkit.image.archives.layout import REF_NAME
 from containerkit.image.copies import Outgoing, save
 from containerkit.image.edit_index import IndexEditor
 from containerkit.image.model import OCI_INDEX, Platform
@@ -187,6 +188,51 @@ def test_platforms_side_by_side_in_an_index_json(tmp_path: Path) -> None:
     with open_archive(str(tmp_path / "layout")) as archive:
         assert len(archive.images()) == 2
         assert archive.choose(None).descriptor.digest == edited.root(made).digest
+
+
+def test_layouts_of_very_many_names(tmp_path: Path, images: list[Outgoing]) -> None:
+    first = images[0]
+    entry = json.dumps({"mediaType": OCI_INDEX, "digest": first.descriptor.digest, "size": 2, "annotations": {}})
+    rows = ",".join(entry.replace("{}", f'{{"{REF_NAME}":"t{number}"}}') for number in range(12_000))
+    (tmp_path / "index.json").write_text(f'{{"schemaVersion":2,"manifests":[{rows}]}}')
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    with open_archive(str(tmp_path)) as archive:
+        (found,) = archive.images()
+        assert found.labels == tuple(f"t{number}" for number in range(12_000))
+    names = [f"t{number}" for number in range(10_000, 50_000)]
+    save(tmp_path, [first._replace(names=(*names, *names[:10]))], "oci")
+    entries = index(tmp_path)
+    assert [row["annotations"][REF_NAME] for row in entries] == [f"t{number}" for number in range(50_000)]
+    assert len({row["digest"] for row in entries}) == 1
+    save(tmp_path / "tar", [first._replace(names=tuple(names))], "oci-archive")
+
+
+@pytest.mark.parametrize("entry", [{"annotations": []}, {"annotations": {"a": [1]}}, {"digest": []}, []])
+def test_a_layout_with_a_bad_index_is_not_added_to(tmp_path: Path, images: list[Outgoing], entry: object) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    with pytest.raises(InvalidArchive):
+        save(tmp_path, images, "oci")
+
+
+@pytest.mark.parametrize("form", ["docker-archive", "oci-archive", "oci"])
+def test_saving_nothing_is_an_error(tmp_path: Path, form: str) -> None:
+    with pytest.raises(ValueError, match="no image"):
+        save(tmp_path / "x", iter(()), form)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_directory_of_skopeo_is_told_by_name(tmp_path: Path, images: list[Outgoing], *, packed: bool) -> None:
+    save(tmp_path / "layout", images[1:], "oci")
+    path = tmp_path / "dir"
+    skopeo("copy", f"oci:{tmp_path}/layout", f"dir:{path}")
+    if packed:
+        with tarfile.open(tmp_path / "dir.tar", "w") as tar:
+            tar.add(path, ".")
+        path = tmp_path / "dir.tar"
+    with pytest.raises(InvalidArchive, match="skopeo's dir: transport") as caught, open_archive(str(path)):
+        pass
+    assert "skopeo copy dir:" in caught.value.hint
 
 
 def test_a_name_moves_within_a_layout(tmp_path: Path, images: list[Outgoing]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,11 +29,12 @@ from containerkit.image.store.verify import verify
 from containerkit.registry.client import connect
 from containerkit.state import SCHEMA, VERSION, State
 from support import crash
+from support.disks import small_disk
 from support.images import MadeImage, digest, make_tar, member
 from support.registry import skopeo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import BinaryIO
 
     from support.registry import Registry
@@ -213,15 +214,6 @@ def test_a_registry_is_asked_only_for_the_rest_and_for_what_is_new(state: State,
 
 
 # A full disk
-
-
-@contextmanager
-def small_disk(path: str, size: int) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.parametrize("size", [200_000, 1 << 20, 2 << 20, 4 << 20, 6 << 20])

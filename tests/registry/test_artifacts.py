@@ -127,6 +127,46 @@ def test_names_that_lead_out(repository: Repository, raw: rawhttp.Repository, tm
     assert os.listdir(tmp_path) == []
 
 
+UNUSABLE = {
+    "a long part": "x" * 256,
+    "a long part in bytes": "\u20ac" * 86,
+    "deep": "a/" * 64 + "x",
+    "long": "/".join(["x" * 255] * 12),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_names_that_no_file_can_have(
+    repository: Repository, raw: rawhttp.Repository, tmp_path: Path, what: str
+) -> None:
+    with pytest.raises(UnsafeEntry):
+        artifacts.push(repository, [File(UNUSABLE[what], b"x")], KIND)
+    document = raw.image(artifactType=KIND)
+    document["layers"] = [{**document["layers"][0], "annotations": {artifacts.TITLE: UNUSABLE[what]}}]
+    assert raw.push_manifest("evil", document).status == 201
+    with pytest.raises(UnsafeEntry):
+        artifacts.pull(repository, "evil", tmp_path / "in")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(UnsafeEntry) as caught:  # the parser of manifests knows no such text
+        artifacts.push(repository, [File("a\ud800", b"x")], KIND)
+    str(caught.value).encode()
+
+
+def test_the_longest_names(repository: Repository, tmp_path: Path) -> None:
+    names = ["x" * 255, "a/" * 63 + "x", "/".join(["y" * 255] * 11)]
+    artifacts.push(repository, [File(name, b"x") for name in names], KIND, tag="a")
+    pulled = artifacts.pull(repository, "a", tmp_path)
+    assert all(os.path.getsize(path) == 1 for path in pulled.files.values())
+
+
+def test_a_directory_where_the_file_should_be(repository: Repository, tmp_path: Path) -> None:
+    artifacts.push(repository, [File("a", b"new")], KIND, tag="a")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UnsafeEntry, match="a directory is where"):
+        artifacts.pull(repository, "a", tmp_path)
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_links_in_the_directory_lead_nowhere(repository: Repository, tmp_path: Path) -> None:
     artifacts.push(repository, [File("link/file", b"new"), File("file", b"new")], KIND, tag="a")
     os.mkdir(tmp_path / "outside")

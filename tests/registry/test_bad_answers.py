@@ -68,6 +68,11 @@ ANSWERS: dict[str, tuple[Action, type[Exception] | None]] = {
     "too long a length": (raw(head(200, {**PLAIN, "content_length": "99"}), BODY), RegistryDisconnected),
     "two lengths": (raw(lines(200, GOOD, b"Content-Length: 5"), BODY), UnexpectedResponse),
     "no end of chunks": (raw(head(200, CHUNKED), b"%x\r\n" % len(BODY), BODY), RegistryDisconnected),
+    "trailers": (raw(head(200, CHUNKED), b"%x\r\n" % len(BODY), BODY, b"\r\n0\r\nX: y\r\nY: z\r\n\r\n"), None),
+    "trailers without end": (
+        endless(head(200, CHUNKED) + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n", b"A: b\r\n" * 1000),
+        UnexpectedResponse,
+    ),
     "a chunk below zero": (raw(head(200, CHUNKED), b"-5\r\n", BODY), RegistryDisconnected),
     "a chunk without size": (raw(head(200, CHUNKED), b"\r\n", BODY), RegistryDisconnected),
     "a huge chunk": (raw(head(200, CHUNKED), b"f" * 16 + b"\r\n", BODY), RegistryDisconnected),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from containerkit.errors import (
+    CredentialsError,
+    InvalidReference,
+    RegistryConfigError,
     RegistryUnauthorized,
     RegistryUnavailable,
     TokenError,
@@ -18,6 +22,7 @@ from containerkit.errors import (
 from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from containerkit.image.reference import Reference
+from containerkit.registry import challenge
 from containerkit.registry.challenge import Challenge, merge_scopes, parse_challenges
 from containerkit.registry.client import Registries
 from containerkit.registry.credentials import Credential, Credentials
@@ -25,10 +30,12 @@ from containerkit.registry.mirrors import Mirrors
 from support.certificates import Authority
 from support.distribution import distribution, htpasswd, tokens
 from support.faulty import answer
+from support.said import everything_said
 from support.token_server import ISSUER, SERVICE, TokenServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import Any
 
     from containerkit.registry.repository import Repository
@@ -132,6 +139,22 @@ def test_challenges(header: str, found: tuple[Challenge, ...]) -> None:
     assert parse_challenges(header) == found
 
 
+LONG = 1_000_000  # of what takes time by the square of its length, never mind the cube, none of these would end
+
+
+@pytest.mark.parametrize("unit", [" ", "!", ",", 'a="', "! ", "!\t"])
+def test_challenges_of_any_length_cost_little(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(challenge, "LONGEST_HEADER", 10 * LONG)
+    found = parse_challenges('Bearer realm="x",' + unit * (LONG // len(unit)) + "\x01")
+    assert found[0] == Challenge("bearer", {"realm": "x", **found[0].parameters})
+
+
+def test_the_rest_of_a_long_challenge_does_not_count() -> None:
+    assert parse_challenges('Basic realm="x"' + " " * 9000 + ', Bearer realm="y"') == (
+        Challenge("basic", {"realm": "x"}),
+    )
+
+
 def test_scopes_are_merged_by_resource() -> None:
     scopes = ("repository:a:pull", "repository:a:pull,push", "repository:h:1/b:pull")
     assert merge_scopes(scopes) == {"repository:a:pull,push", "repository:h:1/b:pull"}
@@ -205,8 +228,6 @@ def test_a_token_that_expires_in_the_middle(
     repository = connect(name, ALICE, push=True)
     service.life = -58.5
     assert not repository.has(Descriptor(OCI_LAYER, Digest.of(b""), 0))
-    import time
-
     time.sleep(2)  # now it has expired by the registry's clock
     service.life = 300
     upload = io.BytesIO(LAYER)
@@ -271,11 +292,55 @@ def test_a_token_service_that_fails(
     assert len(service.asked) == (3 if retryable else 1)
 
 
-@pytest.mark.parametrize("realm", ["", "ftp://a/", "http://[bad", "/token"])
-def test_a_realm_that_is_none(realm: str, faulty: Faulty, repository: Callable[..., Repository]) -> None:
+@pytest.mark.parametrize(
+    "realm", ["", "ftp://a/", "http://[bad", "/token", "http://127.0.0.1:99999/t?account=alice", "http://a b/"]
+)
+def test_a_realm_that_is_none(realm: str, faulty: Faulty, connect: Callable[..., Any]) -> None:
     faulty.on("GET", "/v2/a/manifests/1", answer(401, www_authenticate=f'Bearer realm="{realm}"'))
-    with pytest.raises(TokenError, match="no token service"):
-        repository(f"{faulty.host}/a").resolve(Reference.parse(f"{faulty.host}/a:1"))
+    with pytest.raises(TokenError, match="no token service") as caught:
+        connect(f"{faulty.host}/a", ALICE).resolve(Reference.parse(f"{faulty.host}/a:1"))
+    assert "alice" not in everything_said(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
+@pytest.mark.parametrize(
+    "credential",
+    [
+        Credential("alice", "SECRET\ud800"),
+        Credential("SECRET\udc80", "x"),
+        Credential(identity_token="SECRET\ud800"),  # noqa: S106
+        Credential(registry_token="SECRET\nX: y"),  # noqa: S106
+        Credential(registry_token="SECRET\u20ac"),  # noqa: S106
+    ],
+    ids=["password", "user name", "identity token", "two lines", "beyond latin-1"],
+)
+def test_credentials_that_cannot_be_sent(
+    credential: Credential, scheme: str, faulty: Faulty, connect: Callable[..., Any]
+) -> None:
+    faulty.on("GET", "/v2/a/manifests/1", answer(401, www_authenticate=f'{scheme} realm="http://{faulty.host}/token"'))
+    with pytest.raises(CredentialsError, match="from code") as caught:
+        connect(f"{faulty.host}/a", credential).resolve(Reference.parse(f"{faulty.host}/a:1"))
+    assert "SECRET" not in everything_said(caught.value)
+    assert len(faulty.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "life"),
+    [
+        ("300", 300),
+        ("1" + "0" * 400, 86400),
+        ("1e400", 86400),
+        ('"90"', 90),
+        ("NaN", 60),
+        ("-1", 60),
+        ("-Infinity", 60),
+        ("null", 60),
+    ],
+)
+def test_how_long_a_token_is_good(said: str, life: int) -> None:
+    before = time.monotonic()
+    token = challenge._token(f'{{"token":"a","expires_in":{said}}}'.encode(), "http://a/")
+    assert before <= token.expires - life + challenge.LEEWAY <= time.monotonic()
 
 
 def test_a_token_service_that_is_down(faulty: Faulty, repository: Callable[..., Repository]) -> None:
@@ -289,3 +354,27 @@ def test_a_token_service_that_is_down(faulty: Faulty, repository: Callable[..., 
             repository(f"{faulty.host}/a").resolve(Reference.parse(f"{faulty.host}/a:1"))
     assert caught.value.retryable
     assert not isinstance(caught.value, RegistryUnavailable)
+
+
+@pytest.mark.parametrize("name", ["buildbox", "https://buildbox", "buildbox/team", "registry"])
+def test_login_at_a_word_does_not_mean_docker_hub(name: str, faulty: Faulty, tmp_path: Path) -> None:
+    hosts = tmp_path / "certs.d" / "docker.io"
+    hosts.mkdir(parents=True)
+    (hosts / "hosts.toml").write_text(f'server = "http://{faulty.host}"')
+    registries = Registries(credentials=Credentials({}), mirrors=Mirrors(files=[str(tmp_path / "certs.d")]))
+    with pytest.raises(RegistryConfigError, match=":443"):
+        registries.login(name, "me", "SECRET")
+    assert faulty.seen == []
+    faulty.on("GET", "/v2/", answer(200))
+    registries.login("docker.io", "me", "SECRET")
+    registries.login("https://index.docker.io/v1/", "me", "SECRET")
+    assert len(faulty.seen) == 2
+
+
+@pytest.mark.parametrize("form", ["https://me:SECRET@{}", "me:SECRET@{}", "me:SECRET@{}/team"])
+def test_login_at_an_address_with_a_password(form: str, faulty: Faulty) -> None:
+    registries = Registries(credentials=Credentials({}), mirrors=Mirrors(files=()))
+    with pytest.raises(InvalidReference) as caught:
+        registries.login(form.format(faulty.host), "alice", "x")
+    assert "SECRET" not in everything_said(caught.value)
+    assert faulty.seen == []

@@ -11,6 +11,7 @@ import pytest
 
 from containerkit.errors import CredentialsError
 from containerkit.registry.credentials import Credential, Credentials, Helper
+from support.said import everything_said
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,14 +196,15 @@ def test_the_helper_protocol(machine: Machine) -> None:
     assert helper.get("registry.example") is None
 
 
-@pytest.mark.parametrize("kind", ["missing", "fails", "no json", "a path"])
+@pytest.mark.parametrize("kind", ["missing", "fails", "no json", "a path", "a NUL", "no text"])
 def test_helpers_that_fail(kind: str, machine: Machine) -> None:
     script = {"fails": "#!/bin/sh\necho locked; exit 3\n", "no json": "#!/bin/sh\necho hello\n"}.get(kind)
     if script:
         path = machine.directory / "bin" / "docker-credential-bad"
         path.write_text(script)
         path.chmod(0o755)
-    docker(machine, {"credsStore": "../bad" if kind == "a path" else "bad"})
+    names = {"a path": "../bad", "a NUL": "bad\0", "no text": "bad\ud800"}
+    docker(machine, {"credsStore": names.get(kind, "bad")})
     with pytest.raises(CredentialsError, match="bad"):
         machine.find("registry.example")
 
@@ -218,6 +220,7 @@ def test_helpers_that_fail(kind: str, machine: Machine) -> None:
         {"auths": {"registry.example": {"auth": "!!"}}},
         {"auths": {"registry.example": {"auth": base64.b64encode(b"nocolon").decode()}}},
         {"auths": {"registry.example": {"auth": base64.b64encode(b"\xff:x").decode()}}},
+        {"auths": {"registry.example": {"auth": "\u20ac"}}},
         {"auths": {"registry.example": {"username": ["a"]}}},
         {"credHelpers": {"registry.example": 1}},
         {"credHelpers": {"registry.example": None}},
@@ -240,23 +243,16 @@ def test_tokens_in_files(machine: Machine) -> None:
     assert machine.find("c.example") is None
 
 
-def everything_said(error: BaseException | None) -> str:
-    """An error and all that it comes from, with what they carry."""
-    if error is None:
-        return ""
-    said = f"{error} {error!r} {vars(error)} {error.args}"
-    return said + everything_said(error.__cause__) + everything_said(error.__context__)
-
-
 @pytest.mark.parametrize(
     "document",
     [
         '{"auths": {"registry.example": {"auth": "aHVzaGh1c2g=", "password": "hushhush"}',
         {"auths": {"registry.example": {"auth": base64.b64encode(b"\xff:hushhush").decode()}}},
         {"auths": {"registry.example": {"auth": "hushhush!"}}},
+        {"auths": {"registry.example": {"auth": "hushhush\u20ac"}}},
         {"credsStore": "bad"},
     ],
-    ids=["no json", "no text", "no base64", "helper"],
+    ids=["no json", "no text", "no base64", "no ASCII", "helper"],
 )
 def test_no_secret_is_in_an_error(document: object, machine: Machine) -> None:
     path = machine.directory / "bin" / "docker-credential-bad"

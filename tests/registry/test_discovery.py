@@ -16,6 +16,7 @@ from containerkit.errors import (
 from containerkit.image.digest import Digest
 from containerkit.registry import discovery, serve
 from support import rawhttp
+from support.distribution import distribution
 from support.faulty import answer
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from containerkit.registry.repository import Repository
     from containerkit.registry.server.server import Registry
-    from support.faulty import Faulty
+    from support.faulty import Action, Connection, Faulty
 
 NOWHERE = Digest.of(b"nobody has this")
 JSON = {"content_type": "application/json"}
@@ -104,6 +105,15 @@ def test_deletion(server: Registry, repository: Callable[..., Repository]) -> No
         discovery.delete_blob(client, Digest.of(b"layer"))
 
 
+def test_a_registry_that_deletes_no_tags(session_directory: str, repository: Callable[..., Repository]) -> None:
+    with distribution(session_directory) as server:
+        digest = rawhttp.Repository(server.host, "team/untagged").push_image("one")
+        client = repository(server.name("team/untagged"))
+        with pytest.raises(Unsupported, match="does not delete tags"):
+            discovery.delete_manifest(client, "one")
+        discovery.delete_manifest(client, digest)
+
+
 def test_a_registry_that_does_not_delete(repository: Callable[..., Repository]) -> None:
     with serve(deletion=False) as server:
         rawhttp.Repository(server.host, "team/app").push_image("one")
@@ -130,6 +140,39 @@ def test_lists_that_are_none(faulty: Faulty, repository: Callable[..., Repositor
     with pytest.raises(UnexpectedResponse):
         discovery.tags(repository(f"{faulty.host}/a/b"))
     assert len(faulty.seen) == 1
+
+
+def test_pages_without_end(
+    faulty: Faulty, repository: Callable[..., Repository], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are long or many, or their addresses are."""
+    monkeypatch.setattr(discovery, "MOST_BYTES", 10_000)
+
+    def page(body: bytes, query: str) -> Action:
+        def act(connection: Connection) -> None:
+            link = f'<{connection.request.path.partition("?")[0]}?n={len(faulty.seen)}{query}>; rel="next"'
+            answer(200, body, **JSON, link=link)(connection)
+
+        return act
+
+    client = repository(f"{faulty.host}/a/b")
+    for action in (page(b'{"tags":["%s"]}' % (b"t" * 3000), ""), page(b'{"tags":[]}', "&x=" + "y" * 3000)):
+        faulty.seen.clear()
+        faulty.on("GET", "/v2/a/b/tags/list", action)
+        faulty.on("GET", f"/v2/a/b/referrers/{NOWHERE}", action)
+        for ask in (lambda: discovery.tags(client), lambda: discovery.referrers(client, NOWHERE)):
+            with pytest.raises(UnexpectedResponse, match="more than 10000 bytes"):
+                ask()
+        assert len(faulty.seen) <= 10
+
+
+@pytest.mark.parametrize("text", ["<", "<>;", "<>;rel ", "<> ", "<>;,"])
+def test_a_link_of_any_length_costs_little(text: str) -> None:
+    """By the square of its length this would take days."""
+    assert discovery.NEXT.search(text * 1_000_000) is None
+    found = discovery.NEXT.search(text * 1_000_000 + '</v2/x?n=1>; title="a"; rel="next"')
+    assert found is not None
+    assert found[1] == "/v2/x?n=1"
 
 
 def test_no_tags_is_none(faulty: Faulty, repository: Callable[..., Repository]) -> None:

@@ -306,6 +306,18 @@ def test_resumed_at_the_wrong_place(download: Callable[..., bytes], blob: tuple[
         download(serve(content, 1000), wrong)
 
 
+def test_a_part_that_ends_early_and_then_everything(
+    repository: Callable[..., Repository], faulty: Faulty, blob: tuple[Descriptor, bytes]
+) -> None:
+    """Both are allowed, the second from another server behind the same name: it is gone on from the right byte."""
+    descriptor, content = blob
+    part = answer(206, content[10_000:100_000], content_range=f"bytes 10000-99999/{len(content)}")
+    faulty.on("GET", f"/v2/some/image/blobs/{descriptor.digest}", part, answer(200, content))
+    with repository(f"{faulty.host}/some/image:1").open_at(descriptor, 10_000) as stream:
+        assert b"".join(iter(lambda: stream.read(65536), b"")) == content[10_000:]
+    assert [request.headers["range"] for request in faulty.seen] == ["bytes=10000-", "bytes=100000-"]
+
+
 def test_lengths_that_lie(download: Callable[..., bytes], blob: tuple[Descriptor, bytes]) -> None:
     _, content = blob
     for wrong in (len(content) - 1, len(content) + 1):

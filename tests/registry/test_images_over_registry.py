@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,14 +18,16 @@ from containerkit.errors import (
     RegistryUnavailable,
     SizeMismatch,
 )
+from containerkit.image.digest import Digest
 from containerkit.image.images import Images
+from containerkit.image.store.ingest import partial_path
 from containerkit.registry.client import connect
 from support.faulty import answer, head, raw
 from support.registry import GREETING, skopeo
 
 if TYPE_CHECKING:
     from containerkit.state import State
-    from support.faulty import Action, Faulty
+    from support.faulty import Action, Connection, Faulty
     from support.registry import Registry
 
 pytestmark = [pytest.mark.registry, pytest.mark.kernel]
@@ -132,19 +135,42 @@ def flip(content: bytes) -> Action:
     ],
     ids=["cut", "flipped", "short", "long", "missing", "failing"],
 )
-def test_a_bad_layer_leaves_nothing(
-    fault: object, error: type[ContainerkitError], served: tuple[Faulty, str, bytes], images: Images, state: State
+def test_a_bad_layer_leaves_what_was_verified_to_the_next_pull(
+    fault: object,
+    error: type[ContainerkitError],
+    served: tuple[Faulty, str, bytes],
+    busybox_layout: str,
+    images: Images,
+    state: State,
 ) -> None:
     faulty, path, content = served
     name = f"{faulty.host}/some/image:1"
-    faulty.on("GET", path, fault(content))  # type: ignore[operator]
+    entry = json.loads(read(os.path.join(busybox_layout, "index.json")))["manifests"][0]
+    upper = json.loads(read(blob_file(busybox_layout, entry["digest"])))["layers"][1]
+    act = fault(content)  # type: ignore[operator]
+
+    def late(connection: Connection) -> None:
+        wait_for(partial_path(state.root, Digest(upper["digest"])), upper["size"])
+        act(connection)
+
+    faulty.on("GET", path, late)
     with pytest.raises(error):
         images.pull(name)
     assert images.list() == []
-    left = [name for name in tree(state.root) if "partial-" not in name]  # a download that can go on
-    assert left == []
+    left = [name for name in tree(state.root) if "partial-" not in name]  # a download that can go on, and notes
+    assert left == [blob_file(state.root, upper["digest"])]
+    faulty.seen.clear()
     faulty.on("GET", path, answer(200, content))
     assert images.pull(name).names == (name,)
+    assert not [request for request in faulty.seen if upper["digest"] in request.path]
+
+
+def wait_for(path: str, size: int) -> None:
+    """Until a layer has come to the last byte: then it waits for the one below."""
+    deadline = time.monotonic() + 30
+    while not os.path.exists(path) or os.path.getsize(path) < size:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_a_layer_that_is_cut_once_goes_on_where_it_was(served: tuple[Faulty, str, bytes], images: Images) -> None:

@@ -15,6 +15,7 @@ from containerkit.registry.client import Registries
 from containerkit.registry.credentials import Credentials
 from containerkit.registry.mirrors import Endpoint, Mirrors
 from support.faulty import Faulty, answer, raw
+from support.said import everything_said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -287,10 +288,62 @@ def test_files_that_do_not_fit(name: str, content: str, tmp_path: Path) -> None:
         Mirrors(files=[str(tmp_path / "certs.d" if "certs.d" in name else path)]).endpoints("a", "b")
 
 
+def test_a_single_mirror_may_stand_for_itself() -> None:
+    one, two = (
+        Mirrors({"a.example": hosts}, files=()).endpoints("a.example", "b") for hosts in ("m.example", ["m.example"])
+    )
+    assert one == two
+    assert [endpoint.host for endpoint in one] == ["m.example", "a.example"]
+    with pytest.raises(RegistryConfigError, match="not int"):
+        Mirrors({"a.example": [5]}, files=())  # type: ignore[list-item]
+
+
 def test_a_mirror_that_is_none() -> None:
-    for text in ("", "ftp://a", "https://"):
+    nonsense = (
+        "http://[::1",
+        "[::1",
+        "a\0b",
+        "http://a/\0",
+        "http://a/\ud800",
+        "\ud800",
+        "a:99999",
+        "a:b",
+        "a b",
+        "http://",
+    )
+    for text in ("", "ftp://a", "https://", *nonsense):
         with pytest.raises(RegistryConfigError):
             Mirrors({"a": [text]}, files=()).endpoints("a", "b")
+
+
+SECRETS = ["http://u:SECRET@a", "u:SECRET@a", "SECRET@a", "https://u:SEC/RET@a/SECRET@b", "ftp://u:SECRET@a"]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("", ""),
+        ("daemon.json", '{{"registry-mirrors": ["{}"]}}'),
+        ("registries.conf", '[[registry]]\nlocation = "{}"'),
+        ("registries.conf", '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "{}"'),
+        ("certs.d/docker.io/hosts.toml", '[host."{}"]'),
+        ("certs.d/docker.io/hosts.toml", '[host]\n"{}" = 1'),
+        ("certs.d/docker.io/hosts.toml", 'server = "{}"'),
+    ],
+)
+def test_a_mirror_has_no_password(text: str, name: str, form: str, tmp_path: Path) -> None:
+    """Names of mirrors are told in messages and notes; nor does the refusal tell it."""
+    path = tmp_path / name
+    if name:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(form.format(text))
+    with pytest.raises(RegistryConfigError) as caught:
+        Mirrors(
+            {} if name else {"docker.io": [text]},
+            files=[str(tmp_path / "certs.d" if "certs.d" in name else path)] if name else (),
+        ).endpoints("docker.io", "b")
+    assert "SEC" not in everything_said(caught.value)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from containerkit.image.progress import DONE, PRESENT, Progress
 from containerkit.image.reference import Reference
 from containerkit.registry import serve
 from containerkit.registry.client import Registries, connect
-from containerkit.registry.uploads import CHUNK
+from containerkit.registry.uploads import CHUNK, LARGEST_CHUNK
 from containerkit.state import State
 from support.counting_proxy import CountingProxy
 from support.faulty import answer, raw
@@ -260,6 +260,15 @@ def test_chunks_as_large_as_the_registry_wants(faulty: Faulty, repository: Calla
     faulty.on("PUT", here, answer(201))
     repository(f"{faulty.host}/some/image").put_pieces(pieces(9))
     assert [len(request.body) for request in faulty.requests("PATCH")] == [2 * CHUNK, 1 << 20]
+
+
+def test_chunks_larger_than_anybody_can_hold(faulty: Faulty, repository: Callable[..., Repository]) -> None:
+    faulty.on("POST", UPLOADS, answer(202, location="up/1", OCI_Chunk_Min_Length=str(LARGEST_CHUNK + 1)))
+    left = pieces(100)
+    with pytest.raises(UnexpectedResponse, match="chunks of 67108865 bytes"):
+        repository(f"{faulty.host}/some/image").put_pieces(left)
+    assert next(left)[0] == 0  # nothing of it has been read
+    assert [request.path for request in faulty.requests("DELETE")] == [UPLOADS + "up/1"]
 
 
 def test_a_neighbour_that_may_not_be_read_is_asked_once(

@@ -6,11 +6,19 @@ import email.utils
 import io
 import json
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
 
-from containerkit.errors import ManifestUnknown, RateLimited, RegistryError, RegistryRejected, RegistryUnavailable
+from containerkit.errors import (
+    ManifestUnknown,
+    RateLimited,
+    RegistryError,
+    RegistryRejected,
+    RegistryUnavailable,
+    RegistryWarning,
+)
 from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_INDEX, OCI_MANIFEST, Descriptor
 from containerkit.image.reference import Reference
@@ -75,6 +83,27 @@ def test_too_long_a_wait_is_left_to_the_caller(
 
 
 @pytest.mark.parametrize(
+    ("header", "texts"),
+    [
+        ('299 - "this tag goes away"', ["this tag goes away"]),
+        ('299 - "a, \\"b\\"" , 299 - "c"', ['a, "b"', "c"]),
+        ('299 - "\x1b[31mred\\\x07"', ["[31mred"]),
+        ('199 - "other", 299 other "agent", 299 - unquoted, 299 - "open', []),
+        ('299 - "' + "x" * 5000 + '"', []),
+    ],
+)
+def test_what_a_registry_warns_of_is_passed_on(
+    header: str, texts: list[str], faulty: Faulty, repository: Callable[..., Repository]
+) -> None:
+    faulty.on("GET", "/v2/some/image/tags/list", answer(200, b'{"tags":[]}', warning=header))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        repository(f"{faulty.host}/some/image").tags()
+    assert [str(each.message) for each in caught] == [f"{faulty.host}: {text}" for text in texts]
+    assert {each.category for each in caught} <= {RegistryWarning}
+
+
+@pytest.mark.parametrize(
     ("text", "least", "most"),
     [
         ("", 0, 0),
@@ -84,7 +113,9 @@ def test_too_long_a_wait_is_left_to_the_caller(
         ("٣", 0, 0),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
         ("Wed, 99 Oct 2015 07:28:00 GMT", 0, 0),
-        ("9" * 400, 1e300, float("inf")),
+        ("9" * 400, 366 * 86400, 366 * 86400),
+        ("Mon, 01 Jan 9999 00:00:00 GMT", 366 * 86400, 366 * 86400),
+        ("Mon, 01 Jan 2020 00:00:00 +99999999999999999999", 0, 0),
     ],
 )
 def test_retry_after(text: str, least: float, most: float) -> None:

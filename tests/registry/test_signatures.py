@@ -140,7 +140,7 @@ def test_signed_nonsense(repository: Repository, digest: Digest, what: str) -> N
         signatures.verify(repository, digest, [PUBLIC])
 
 
-@pytest.mark.parametrize("what", ["annotation", "no base64", "layers", "annotations"])
+@pytest.mark.parametrize("what", ["annotation", "no base64", "no ASCII", "layers", "annotations"])
 def test_damaged_signatures(raw: rawhttp.Repository, repository: Repository, digest: Digest, what: str) -> None:
     """They are no signature; and they do not hide one that is good."""
     payload = signatures.make_payload("example.com/a", digest)
@@ -149,6 +149,8 @@ def test_damaged_signatures(raw: rawhttp.Repository, repository: Repository, dig
         document = under_the_tag(raw, digest)
         if what == "no base64":
             document["layers"][0]["annotations"] = {signatures.ANNOTATION: "!"}
+        elif what == "no ASCII":
+            document["layers"][0]["annotations"] = {signatures.ANNOTATION: "\u20ac"}
         elif what == "layers":
             document["layers"] = [{**document["layers"][0], "size": 3}]
         else:

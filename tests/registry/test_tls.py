@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from containerkit.errors import (
     ManifestUnknown,
     RedirectRefused,
     RegistryConfigError,
+    RegistryDisconnected,
     RegistryError,
     RegistryUnavailable,
     TlsFailed,
@@ -26,6 +28,7 @@ from containerkit.errors import (
 from containerkit.image.digest import Digest
 from containerkit.image.model import OCI_LAYER, OCI_MANIFEST, Descriptor
 from containerkit.image.reference import Reference
+from containerkit.registry.bodies import interrupt, read_raw
 from containerkit.registry.client import Registries
 from containerkit.registry.credentials import Credential, Credentials
 from containerkit.registry.mirrors import Mirrors
@@ -199,6 +202,47 @@ def test_a_redirect_from_https_to_http(authority: Authority, secure: Callable[..
     assert faulty.seen == []
 
 
+def test_an_upload_from_https_to_http(authority: Authority, secure: Callable[..., Faulty], faulty: Faulty) -> None:
+    """A layer is no less private than the manifest."""
+    server = secure()
+    server.on("POST", "/v2/a/blobs/uploads/", answer(202, location=f"http://{faulty.host}/up"))
+    faulty.on("PUT", "/up", answer(201))
+    with (
+        registries(authorities={server.host: [authority.path]}).connect(Reference.parse(f"{server.host}/a")) as remote,
+        pytest.raises(RedirectRefused, match="without TLS"),
+    ):
+        remote.put(BLOB, io.BytesIO(LAYER))
+    assert faulty.seen == []
+    with registries(insecure=[server.host]).connect(Reference.parse(f"{server.host}/a")) as remote:
+        remote.put(BLOB, io.BytesIO(LAYER))
+    assert [request.body for request in faulty.seen] == [LAYER]
+
+
+def test_an_interrupt_makes_no_content_of_what_is_encrypted(
+    authority: Authority, secure: Callable[..., Faulty]
+) -> None:
+    """Only what came before it is given, however much lies there to be read."""
+    server, content = secure(), os.urandom(1 << 20)
+    descriptor = Descriptor(OCI_LAYER, Digest.of(content), len(content))
+    server.on("GET", f"/v2/a/blobs/{descriptor.digest}", answer(200, content))
+    options = {"authorities": {server.host: [authority.path]}}
+    with registries(**options).connect(Reference.parse(f"{server.host}/a")) as remote:
+        response = remote.origin.fetch(descriptor, 0)
+        came = read_raw(response, 1000, "")
+        interrupt(response)
+        with contextlib.suppress(RegistryDisconnected):
+            while data := read_raw(response, 1 << 16, ""):
+                came += data
+        response.close()
+        assert content.startswith(came)
+        assert came != content
+        with remote.open(descriptor) as stream:
+            assert stream.read(1000) == content[:1000]
+            stream.interrupt()  # type: ignore[attr-defined]
+            with pytest.raises(RegistryDisconnected, match=f"{descriptor.digest}: interrupted"):
+                stream.read(1000)
+
+
 def test_contexts(tmp_path: Any) -> None:
     with pytest.raises(RegistryConfigError):
         context(Tls(authorities=(str(tmp_path / "none"),)))
@@ -270,9 +314,37 @@ def test_docker_hub_through_a_mirror(hub: tuple[Faulty, Faulty, Faulty, ConnectP
 
 
 def test_a_proxy_that_refuses(hub: tuple[Faulty, Faulty, Faulty, ConnectProxy]) -> None:
-    with pytest.raises(RegistryUnavailable, match=r"elsewhere\.example cannot be reached") as caught:
+    """It is named, without its password, and what it says is said."""
+    says = rf"elsewhere\.example cannot be reached \(through the proxy {hub[-1].host}\): Tunnel connection failed: [45]"
+    with pytest.raises(RegistryUnavailable, match=says) as caught:
         resolve("elsewhere.example")
-    assert "word" not in str(caught.value)
+    assert "word" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://[", "http://u:SECRET@127.0.0.1:99999", "http://u:SECRET@", " ", "gopher://u:SECRET@a:1"]
+)
+def test_a_proxy_that_is_none(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(RegistryConfigError, match=r"the proxy '.*' cannot be used") as caught:
+        resolve("elsewhere.example")
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("names", "spared"),
+    [
+        ("[2001:db8::1]", True),
+        ("a, 2001:db8::1", True),
+        ("2001:db8::/32", True),
+        ("[2001:db8::2],2001:db9::/32,10.0.0.0/8,[,2001:db8::1/999", False),
+    ],
+)
+def test_no_proxy_for_addresses_in_brackets(names: str, spared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", names)
+    with Transport("[2001:db8::1]:5000") as transport:
+        assert (transport._proxies_for(transport.root) == {}) == spared
 
 
 def test_no_proxy(

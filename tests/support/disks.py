@@ -50,3 +50,13 @@ def overlay() -> Iterator[str]:
             yield at
         finally:
             subprocess.run(["umount", at], check=True)
+
+
+@contextmanager
+def small_disk(path: str, size: int) -> Iterator[None]:
+    """A tmpfs of ``size`` bytes on ``path``."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)

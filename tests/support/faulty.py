@@ -163,8 +163,20 @@ def _read(file: object) -> Seen | None:
         while text := file.readline().decode("latin-1").strip():  # type: ignore[attr-defined]
             name, _, value = text.partition(":")
             headers[name.lower()] = value.strip()
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            return Seen(method, path, headers, _chunks(file))
         length = int(headers.get("content-length", "0"))
         body = file.read(length)  # type: ignore[attr-defined]
     except (OSError, ValueError):
         return None
     return Seen(method, path, headers, body) if len(body) == length else None
+
+
+def _chunks(file: object) -> bytes:
+    """A chunked body without trailers; raises ``ValueError`` where it is cut."""
+    body = b""
+    while size := int(file.readline(), 16):  # type: ignore[attr-defined]
+        body += file.read(size)  # type: ignore[attr-defined]
+        file.readline()  # type: ignore[attr-defined]
+    file.readline()  # type: ignore[attr-defined]
+    return body

@@ -31,11 +31,14 @@ class Failed(AssertionError):
 
 
 @contextlib.contextmanager
-def docker(*options: str, etc: str = "") -> Iterator[Run]:
-    """A dockerd of our own: private state, no bridge, no rules of a firewall; ``etc`` is its ``/etc/docker``."""
+def docker(*options: str, etc: str = "", at: str = "") -> Iterator[Run]:
+    """A dockerd of our own: private state, no bridge, no rules of a firewall.
+
+    ``etc`` is its ``/etc/docker``, ``at`` the path of its socket, if that matters.
+    """
     facts.require("docker", "dockerd")
     with tempfile.TemporaryDirectory(prefix="dockerd-") as directory:
-        address = f"unix://{directory}/socket"
+        address = f"unix://{at or directory + '/socket'}"
         places = ["--data-root", f"{directory}/data", "--exec-root", f"{directory}/exec"]
         quiet = ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]
         command = ["dockerd", "-H", address, *places, "--pidfile", f"{directory}/pid", *quiet, *options]

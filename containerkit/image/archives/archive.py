@@ -25,7 +25,7 @@ from containerkit.image import platform
 from containerkit.image.archives.docker_archive import Contents, read_docker_archive, read_file
 from containerkit.image.archives.files import DirectoryFiles, TarFiles
 from containerkit.image.archives.layout import Stored, canonical, layout_images
-from containerkit.image.archives.recompress import with_named_layers
+from containerkit.image.archives.recompress import NamedLayers
 from containerkit.image.codec import LARGEST_DOCUMENT
 from containerkit.image.layers.compression import LONGEST_MAGIC, compression_of, decompressed
 from containerkit.image.limits import STANDARD
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Descriptor
 
+SKOPEO_DIRECTORY = b"Directory Transport Version:"
+
 
 class Archive:
     """The images in ``files``, and their blobs (a :class:`~containerkit.image.transfer.BlobSource`)."""
@@ -49,6 +51,7 @@ class Archive:
         self._path = path
         self._contents = contents
         self._files = files
+        self._named = NamedLayers(self, contents.made)
 
     def images(self) -> tuple[Stored, ...]:
         """Every image, in the archive's order. A descriptor may be of an index, with an image for each platform."""
@@ -105,7 +108,7 @@ class Archive:
 
     def _readable(self, stored: Stored) -> Stored:
         """An image whose layers any engine can read."""
-        return stored._replace(descriptor=with_named_layers(self, stored.descriptor, self._contents.made))
+        return stored._replace(descriptor=self._named.of(stored.descriptor))
 
 
 @contextmanager
@@ -114,11 +117,11 @@ def open_archive(path: str | BinaryIO, scratch: str | None = None, limits: Image
 
     A compressed one (gzip, zstd, bzip2, xz) and one that cannot be read twice, as a pipe, first goes into an unnamed
     place in the directory ``scratch`` (by default the system's for temporary files).
-    Raises :class:`InvalidArchive`, ``FileNotFoundError``, :class:`ImageTooLarge` for a tar of more members than
-    ``limits`` allow, and :class:`LayerError` for layers that cannot be packed anew.
+    Raises :class:`InvalidArchive`, ``FileNotFoundError``, :class:`ImageTooLarge` for a tar of more members, or a docker
+    archive of more images, than ``limits`` allow, and :class:`LayerError` for layers that cannot be packed anew.
     """
     with _opened(path, scratch, limits) as (shown, files):
-        archive = read_archive(shown, files, scratch)
+        archive = read_archive(shown, files, scratch, limits)
         try:
             yield archive
         finally:
@@ -156,18 +159,29 @@ class _Borrowed:
         pass
 
 
-def read_archive(path: str, files: Files, scratch: str | None = None) -> Archive:
+def read_archive(path: str, files: Files, scratch: str | None = None, limits: ImageLimits = STANDARD) -> Archive:
     """What is in ``files``. An OCI layout that is a docker archive as well, as Docker's are, is read as a layout."""
     try:
         if (index := read_file(files, "index.json")) is not None and read_file(files, "oci-layout") is not None:
             contents = Contents(scratch)
             contents.images = layout_images(index)
             return Archive(path, contents, files)
-        if (manifest := read_file(files, "manifest.json")) is not None:
-            return Archive(path, read_docker_archive(manifest, files, scratch), files)
+        if (manifest := read_file(files, "manifest.json")) is not None and not _skopeo_directory(files):
+            return Archive(path, read_docker_archive(manifest, files, scratch, limits), files)
     except (InvalidImage, FileNotFoundError) as error:
         raise InvalidArchive(f"{path}: {error}") from error
+    if _skopeo_directory(files):
+        hint = f"skopeo copy dir:{path} oci:LAYOUT makes a layout of it"
+        raise InvalidArchive(f"{path} is a directory of skopeo's dir: transport (podman's docker-dir)", hint=hint)
     raise InvalidArchive(f"{path} is neither an OCI layout nor a docker archive")
+
+
+def _skopeo_directory(files: Files) -> bool:
+    try:
+        with files.open("version") as stream:
+            return stream.read(len(SKOPEO_DIRECTORY)) == SKOPEO_DIRECTORY
+    except OSError:
+        return False
 
 
 def _one_name(images: list[Stored]) -> bool:

@@ -8,12 +8,12 @@ that are packed with bzip2 or xz, for which no media type has a name, become gzi
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.errors import InvalidImage
 from containerkit.image.archives.files import TarTarget, writing
 from containerkit.image.archives.layout import Stored, canonical, docker_tag
-from containerkit.image.archives.recompress import UNNAMED, as_gzip
+from containerkit.image.archives.recompress import UNNAMED, as_gzip, check_unpacked
 from containerkit.image.codec import (
     LARGEST_CONFIG,
     LARGEST_DOCUMENT,
@@ -25,7 +25,9 @@ from containerkit.image.codec import (
 )
 from containerkit.image.digest import Digest, new_hash
 from containerkit.image.layers.compression import LONGEST_MAGIC, compression_of
+from containerkit.image.limits import STANDARD, check_configs, check_images
 from containerkit.image.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from containerkit.image.pack import Packed
 from containerkit.image.scratch import Scratch
 from containerkit.image.stream import PIECE, Verified, read_verified, wrong_digest
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from containerkit.image.archives.files import Files
+    from containerkit.image.limits import ImageLimits
     from containerkit.image.model import Manifest
     from containerkit.image.transfer import BlobSource
 
@@ -47,56 +50,94 @@ class Contents:
         self.made = Scratch(directory=scratch)
 
 
-def read_docker_archive(raw: bytes, files: Files, scratch: str | None = None) -> Contents:
+def read_docker_archive(
+    raw: bytes, files: Files, scratch: str | None = None, limits: ImageLimits = STANDARD
+) -> Contents:
     """Everything that the ``manifest.json`` in ``raw`` names; what must be packed anew lies in ``scratch`` meanwhile.
 
-    Raises :class:`InvalidImage`, ``FileNotFoundError``, and :class:`LayerError` for a layer that cannot be packed anew.
+    Raises :class:`InvalidImage`, ``FileNotFoundError``, :class:`ImageTooLarge` for more images than ``limits`` allow,
+    or configs of too many bytes, and :class:`LayerError` for a layer that cannot be packed anew.
     """
-    contents = Contents(scratch)
-    layers: dict[tuple[str, Digest], Descriptor] = {}
-    for row in parse_json(b'{"images":' + raw + b"}", "manifest.json").children("images"):
-        contents.images.append(_image(row, contents, files, layers))
-    return contents
+    rows = parse_json(b'{"images":' + raw + b"}", "manifest.json").children("images")
+    check_images(len(rows), limits)
+    reading = _Reading(files, Contents(scratch), limits)
+    reading.contents.images += map(reading.image, rows)
+    return reading.contents
 
 
-def _image(row: Document, contents: Contents, files: Files, known: dict[tuple[str, Digest], Descriptor]) -> Stored:
-    config = read_file(files, row.text("Config", needed=True), LARGEST_CONFIG)
-    if config is None:
-        raise row.invalid("Config", "a file of the archive")
-    names, diff_ids = row.texts("Layers"), parse_config(config).diff_ids
-    if len(names) != len(diff_ids):
-        raise InvalidImage(f"manifest.json has {len(names)} layers, the config {len(diff_ids)} diff ids")
-    pairs = list(zip(names, diff_ids, strict=True))
-    for pair in pairs:
-        if pair not in known:
-            known[pair] = _layer(*pair, files, contents)
-    descriptor, manifest = _made(config, [known[pair] for pair in pairs])
-    contents.made.put_bytes(config, OCI_CONFIG)
-    contents.made.put_bytes(manifest, OCI_MANIFEST)
-    tags = row.texts("RepoTags")
-    return Stored(descriptor, tuple(name for tag in tags if (name := canonical(tag))), tags)
+class _Config(NamedTuple):
+    descriptor: Descriptor
+    diff_ids: tuple[Digest, ...]
+
+
+class _Reading:
+    """What is read of an archive: each file once, whatever names it has and however many images it is of."""
+
+    def __init__(self, files: Files, contents: Contents, limits: ImageLimits) -> None:
+        self.contents = contents
+        self._files = files
+        self._limits = limits
+        self._config_bytes = 0
+        self._configs: dict[tuple[int, int], _Config] = {}
+        self._layers: dict[tuple[int, int], Packed | Descriptor | None] = {}
+        self._made: dict[tuple[Digest, tuple[str, ...]], Descriptor] = {}
+
+    def image(self, row: Document) -> Stored:
+        """The image of one row."""
+        config, names = self._config(row), row.texts("Layers")
+        if len(names) != len(config.diff_ids):
+            raise InvalidImage(f"manifest.json has {len(names)} layers, the config {len(config.diff_ids)} diff ids")
+        key = (config.descriptor.digest, names)
+        if key not in self._made:
+            layers = [self._layer(*pair) for pair in zip(names, config.diff_ids, strict=True)]
+            self._made[key], manifest = make_manifest(OCI_MANIFEST, config.descriptor, layers)
+            self.contents.made.put_bytes(manifest, OCI_MANIFEST)
+        tags = row.texts("RepoTags")
+        return Stored(self._made[key], tuple(name for tag in tags if (name := canonical(tag))), tags)
+
+    def _config(self, row: Document) -> _Config:
+        name = row.text("Config", needed=True)
+        try:
+            place, size = self._files.place(name), self._files.size(name)
+        except FileNotFoundError:
+            raise row.invalid("Config", "a file of the archive") from None
+        if place not in self._configs:
+            self._config_bytes += size
+            check_configs(self._config_bytes, self._limits)
+            raw = read_file(self._files, name, LARGEST_CONFIG) or b""
+            self._configs[place] = _Config(self.contents.made.put_bytes(raw, OCI_CONFIG), parse_config(raw).diff_ids)
+        return self._configs[place]
+
+    def _layer(self, name: str, diff_id: Digest) -> Descriptor:
+        """A plain layer's digest is its diff id; a compressed one's must be computed."""
+        place = self._files.place(name)
+        if place not in self._layers:
+            self._layers[place] = self._read_layer(name)
+        found = self._layers[place]
+        if isinstance(found, Packed):
+            return check_unpacked(found, diff_id)
+        layer = found or Descriptor(OCI_LAYER, diff_id, self._files.size(name))
+        self.contents.blobs[layer.digest] = name
+        return layer
+
+    def _read_layer(self, name: str) -> Packed | Descriptor | None:
+        """What a layer is by itself: one that was packed anew, or compressed; None where it is plain."""
+        with self._files.open(name) as stream:
+            head = stream.read(LONGEST_MAGIC)
+            compression = compression_of(head)
+            if compression in UNNAMED:
+                return as_gzip(_chain(head, stream.read), self.contents.made)
+            if not compression:
+                return None
+            state = new_hash("sha256", head)
+            while piece := stream.read(PIECE):
+                state.update(piece)
+        return Descriptor(_media_type(compression), Digest.from_hash(state), self._files.size(name))
 
 
 def _made(config: bytes, layers: Sequence[Descriptor]) -> tuple[Descriptor, bytes]:
     """The manifest of an image that came without one."""
     return make_manifest(OCI_MANIFEST, Descriptor(OCI_CONFIG, Digest.of(config), len(config)), layers)
-
-
-def _layer(name: str, diff_id: Digest, files: Files, contents: Contents) -> Descriptor:
-    """A plain layer's digest is its diff id; a compressed one's must be computed."""
-    with files.open(name) as stream:
-        head = stream.read(LONGEST_MAGIC)
-        compression = compression_of(head)
-        if compression in UNNAMED:
-            return as_gzip(_chain(head, stream.read), contents.made, diff_id)
-        digest = diff_id
-        if compression:
-            state = new_hash("sha256", head)
-            while piece := stream.read(PIECE):
-                state.update(piece)
-            digest = Digest.from_hash(state)
-    contents.blobs[digest] = name
-    return Descriptor(_media_type(compression), digest, files.size(name))
 
 
 def _media_type(compression: str) -> str:
@@ -125,7 +166,7 @@ class DockerTar:
         self._written: set[str] = set()
         self._layers: dict[Digest, tuple[str, Descriptor]] = {}
         self._rows: dict[str, list[str]] = {}
-        self._tags: dict[str, list[str]] = {}
+        self._tags: dict[str, dict[str, None]] = {}
 
     def add(self, manifest: Manifest, source: BlobSource, names: Sequence[str] = ()) -> Descriptor:
         """Write one image, and give the manifest that a reader will make of it.
@@ -144,14 +185,13 @@ class DockerTar:
         config_name = f"{manifest.config.digest.hex}.json"
         self._write(config_name, len(config), iter([config]))
         self._rows[config_name] = [name for name, _ in layers]
-        tags = self._tags.setdefault(config_name, [])
-        tags += [tag for name in names if (tag := docker_tag(name)) and tag not in tags]
+        self._tags.setdefault(config_name, {}).update((tag, None) for name in names if (tag := docker_tag(name)))
         return _made(config, [layer for _, layer in layers])[0]
 
     def finish(self) -> None:
         """Write ``manifest.json`` and the end."""
         rows = [
-            {"Config": config, "RepoTags": self._tags[config] or None, "Layers": layers}
+            {"Config": config, "RepoTags": list(self._tags[config]) or None, "Layers": layers}
             for config, layers in self._rows.items()
         ]
         document = b"[" + b",".join(encode(row) for row in rows) + b"]"
@@ -184,7 +224,7 @@ class DockerTar:
     def _packed_anew(self, pieces: Iterator[bytes], diff_id: Digest) -> tuple[str, Descriptor]:
         scratch = Scratch()
         try:
-            packed = as_gzip(lambda: next(pieces, b""), scratch, diff_id)
+            packed = check_unpacked(as_gzip(lambda: next(pieces, b""), scratch), diff_id)
             name = f"{packed.digest.hex}.tar.gzip"
             with scratch.open(packed) as stream:
                 self._write(name, packed.size, iter(lambda: stream.read(PIECE), b""))

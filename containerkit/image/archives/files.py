@@ -34,6 +34,9 @@ class Files(Protocol):
     def size(self, name: str) -> int:
         """Its size in bytes. Raises ``FileNotFoundError``."""
 
+    def place(self, name: str) -> tuple[int, int]:
+        """The same for all names that one file has. Raises ``FileNotFoundError``."""
+
 
 class DirectoryFiles:
     """Those of a directory; a name that would lead out of it is not there."""
@@ -48,6 +51,11 @@ class DirectoryFiles:
     def size(self, name: str) -> int:
         """Its size."""
         return os.stat(self._full(name)).st_size
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Device and inode."""
+        found = os.stat(self._full(name))
+        return found.st_dev, found.st_ino
 
     def _full(self, name: str) -> str:
         clean = os.path.normpath(name)
@@ -73,14 +81,15 @@ class TarFiles:
 
     def open(self, name: str) -> BinaryIO:
         """One file."""
-        offset, size = self._place(name)
+        offset, size = self.place(name)
         return io.BufferedReader(Window(self._path, offset, size), PIECE)
 
     def size(self, name: str) -> int:
         """Its size."""
-        return self._place(name)[1]
+        return self.place(name)[1]
 
-    def _place(self, name: str) -> tuple[int, int]:
+    def place(self, name: str) -> tuple[int, int]:
+        """Where it begins, and its size."""
         try:
             return self._places[os.path.normpath(name)]
         except KeyError:

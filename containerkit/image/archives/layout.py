@@ -8,7 +8,9 @@ written here has both, as Docker's has; podman and skopeo take either.
 from __future__ import annotations
 
 import io
+import json
 import os
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,14 +56,14 @@ def layout_images(raw: bytes) -> list[Stored]:
     index = parse_document(raw)
     if not isinstance(index, Index):
         raise InvalidImage("index.json is not an index")
-    images: dict[Digest, Stored] = {}
+    images: dict[Digest, tuple[Descriptor, list[str], list[str]]] = {}
     for descriptor in index.manifests:
         short, full = descriptor.annotations.get(REF_NAME, ""), descriptor.annotations.get(FULL_NAME, "")
         name = full or (short if ":" in short or "/" in short else "")
-        old = images.get(descriptor.digest, Stored(descriptor, (), ()))
-        names = (*old.names, *filter(None, [canonical(name)]))
-        images[descriptor.digest] = Stored(descriptor, names, (*old.labels, *filter(None, [short])))
-    return list(images.values())
+        _, names, labels = images.setdefault(descriptor.digest, (descriptor, [], []))
+        names += filter(None, [canonical(name)])
+        labels += filter(None, [short])
+    return [Stored(descriptor, tuple(names), tuple(labels)) for descriptor, names, labels in images.values()]
 
 
 class LayoutSink:
@@ -118,8 +120,7 @@ class LayoutDirectory(LayoutSink):
         """Add to the index what was given to :meth:`add`; a name is taken from whatever image had it."""
         with self._directory.locked():
             old = self._index()
-            there = old.get("manifests") or []
-            kept = [entry for entry in there if not any(_displaced(entry, new) for new in self._entries)]
+            kept = _left(old.get("manifests") or [], self._entries)
             index = {**old, "manifests": _told_apart(kept + self._entries)}
             for name, content in (("oci-layout", MARK), ("index.json", encode(index))):
                 self._directory.write(name, len(content), [content])
@@ -128,11 +129,13 @@ class LayoutDirectory(LayoutSink):
         try:
             with open(os.path.join(self._directory.path, "index.json"), "rb") as file:
                 document = parse_json(file.read(LARGEST_DOCUMENT), "index.json")
+            for entry in document.children("manifests", needed=False):
+                entry.text("digest")
+                entry.mapping("annotations")
         except FileNotFoundError:
             return {"schemaVersion": 2, "mediaType": OCI_INDEX}
         except InvalidImage as error:
             raise InvalidArchive(f"{self._directory.path}: {error}") from error
-        document.children("manifests", needed=False)
         return document.fields
 
 
@@ -167,15 +170,18 @@ class LayoutTar(LayoutSink):
         self._tar.finish()
 
     def _docker_rows(self) -> list[dict[str, Any]]:
-        rows: dict[str, dict[str, Any]] = {}
+        tags: dict[Digest, list[str]] = {}
         for entry in self._entries:
-            manifest = self._image(self._documents.get(entry["digest"]))
+            tag = docker_tag((entry.get("annotations") or {}).get(FULL_NAME, ""))
+            tags.setdefault(entry["digest"], []).extend(filter(None, [tag]))
+        rows: dict[str, dict[str, Any]] = {}
+        for digest, own in tags.items():
+            manifest = self._image(self._documents.get(digest))
             if manifest is None or manifest.config.media_type not in CONFIG_TYPES:
                 continue
             config, layers = _blob(manifest.config), [_blob(layer) for layer in manifest.layers]
             row = rows.setdefault(config, {"Config": config, "RepoTags": [], "Layers": layers})
-            if tag := docker_tag((entry.get("annotations") or {}).get(FULL_NAME, "")):
-                row["RepoTags"].append(tag)
+            row["RepoTags"] += own
         return [{**row, "RepoTags": row["RepoTags"] or None} for row in rows.values()]
 
     def _image(self, document: Manifest | Index | None) -> Manifest | None:
@@ -219,24 +225,37 @@ def _entry(descriptor: Descriptor, name: str) -> dict[str, Any]:
     return {**entry, "annotations": dict(sorted(annotations.items()))} if annotations else entry
 
 
-def _displaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether ``new`` takes the place of ``old``: it has its name, or is the same nameless image."""
-    before, after = (entry.get("annotations") or {} for entry in (old, new))
-    if FULL_NAME in after:
-        return bool(before.get(FULL_NAME) == after[FULL_NAME])
-    if REF_NAME in after:
-        return bool(before.get(REF_NAME) == after[REF_NAME])
-    return REF_NAME not in before and bool(old.get("digest") == new.get("digest"))
+def _left(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ``old`` entries whose place no ``new`` one takes: none has their name, or is the same nameless image."""
+    full, short, nameless = set(), set(), set()
+    for entry in new:
+        notes = entry.get("annotations") or {}
+        if FULL_NAME in notes:
+            full.add(notes[FULL_NAME])
+        elif REF_NAME in notes:
+            short.add(notes[REF_NAME])
+        else:
+            nameless.add(entry["digest"])
+    left = []
+    for entry in old:
+        notes = entry.get("annotations") or {}
+        gone = REF_NAME not in notes and entry.get("digest") in nameless
+        if not (gone or notes.get(FULL_NAME) in full or notes.get(REF_NAME) in short):
+            left.append(entry)
+    return left
 
 
 def _told_apart(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each entry once; where two images have the same tag, their ref names become the whole names."""
-    entries = [entry for at, entry in enumerate(entries) if entry not in entries[:at]]
-    tags = [(entry.get("annotations") or {}).get(REF_NAME) for entry in entries]
+    once: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        once.setdefault(json.dumps(entry, sort_keys=True), entry)
+    tags = Counter((entry.get("annotations") or {}).get(REF_NAME) for entry in once.values())
     told = []
-    for entry, tag in zip(entries, tags, strict=True):
+    for entry in once.values():
         annotations = entry.get("annotations") or {}
-        if tag and tags.count(tag) > 1 and FULL_NAME in annotations:
+        tag = annotations.get(REF_NAME)
+        if tag and tags[tag] > 1 and FULL_NAME in annotations:
             told.append({**entry, "annotations": {**annotations, REF_NAME: annotations[FULL_NAME]}})
         else:
             told.append(entry)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from containerkit.image.digest import Digest
     from containerkit.image.model import Descriptor
+    from containerkit.image.pack import Packed
     from containerkit.image.scratch import Scratch
     from containerkit.image.transfer import BlobSource
 
@@ -28,33 +29,40 @@ UNNAMED_TYPES = frozenset(
 )
 
 
-def as_gzip(read: Callable[[], bytes], scratch: Scratch, diff_id: Digest | None = None) -> Descriptor:
+def as_gzip(read: Callable[[], bytes], scratch: Scratch) -> Packed:
     """Put the packed layer behind ``read`` into ``scratch`` as gzip, and say what it is there.
 
-    Raises :class:`DigestMismatch` where it does not unpack to ``diff_id``, and :class:`LayerError`.
+    Raises :class:`LayerError`.
     """
-    packed = scratch.pack(iter(decompressed(read), b""), "gzip")
-    if diff_id is not None and diff_id.algorithm == packed.diff_id.algorithm and packed.diff_id != diff_id:
+    return scratch.pack(iter(decompressed(read), b""), "gzip")
+
+
+def check_unpacked(packed: Packed, diff_id: Digest) -> Descriptor:
+    """What such a layer is now. Raises :class:`DigestMismatch` where it does not unpack to ``diff_id``."""
+    if diff_id.algorithm == packed.diff_id.algorithm and packed.diff_id != diff_id:
         raise wrong_digest(diff_id, packed.diff_id, "unpacked layer")
     return packed.descriptor
 
 
-def with_named_layers(source: BlobSource, root: Descriptor, scratch: Scratch) -> Descriptor:
-    """The manifest or index ``root`` with such layers as gzip, its new documents and layers in ``scratch``.
+class NamedLayers:
+    """Images of ``source`` with such layers as gzip, each packed once; new documents and layers are in ``scratch``."""
 
-    It comes back as it is where it has none, or cannot be read: whoever reads it next tells why. Raises what
-    :func:`as_gzip` raises, and :class:`ContentMismatch`.
-    """
-    return _Reading(source, scratch).document(root, STANDARD.index_depth)
-
-
-class _Reading:
     def __init__(self, source: BlobSource, scratch: Scratch) -> None:
         self._source = source
         self._scratch = scratch
         self._reads = 0
+        self._packed: dict[Digest, Descriptor] = {}
 
-    def document(self, root: Descriptor, depth: int) -> Descriptor:
+    def of(self, root: Descriptor) -> Descriptor:
+        """What the manifest or index ``root`` is then.
+
+        It comes back as it is where it has none, or cannot be read: whoever reads it next tells why. Raises what
+        :func:`as_gzip` raises, and :class:`ContentMismatch`.
+        """
+        self._reads = 0
+        return self._document(root, STANDARD.index_depth)
+
+    def _document(self, root: Descriptor, depth: int) -> Descriptor:
         from containerkit.image.transfer import children
 
         self._reads += 1
@@ -73,16 +81,18 @@ class _Reading:
 
     def _child(self, child: Descriptor, depth: int) -> Descriptor:
         if child.media_type not in UNNAMED_TYPES:
-            return self.document(child, depth - 1)
-        try:
-            with self._source.open(child) as stream:
-                verified = Verified(stream, child)
-                packed = as_gzip(verified.piece, self._scratch)
-                verified.drain()
-        except LayerError as error:
-            error.layer = child.digest
-            raise
-        return packed
+            return self._document(child, depth - 1)
+        if child.digest not in self._packed:
+            try:
+                with self._source.open(child) as stream:
+                    verified = Verified(stream, child)
+                    packed = as_gzip(verified.piece, self._scratch)
+                    verified.drain()
+            except LayerError as error:
+                error.layer = child.digest
+                raise
+            self._packed[child.digest] = packed.descriptor
+        return self._packed[child.digest]
 
     def _rewritten(self, root: Descriptor, body: bytes, changes: dict[Digest, Descriptor]) -> Descriptor:
         from containerkit.image.rewrite import redescribed, rewritten

@@ -20,10 +20,10 @@ from containerkit.image.layers.layer import (
     ZERO,
     extended,
     number,
-    pax_number,
     ustar_name,
     verify_checksum,
 )
+from containerkit.image.layers.pax import pax_number
 from containerkit.image.limits import STANDARD, check_members
 
 if TYPE_CHECKING:

@@ -7,19 +7,21 @@ speaks of lower layers only, wherever it stands in the tar: what this layer has 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
 
-from containerkit.image.layers.attributes import read_attributes, set_xattrs
-from containerkit.image.layers.extract import OPEN_DIRECTORY, STRICT, Extractor
+from containerkit.errors import KernelError
+from containerkit.image.layers.attributes import Attributes, read_attributes, set_xattrs
+from containerkit.image.layers.extract import NOT_THERE, OPEN_DIRECTORY, STRICT, Extractor
 from containerkit.image.layers.members import join
 from containerkit.image.layers.merged import MergedView
 from containerkit.image.layers.pathmap import PathMap
-from containerkit.linux.paths import openat2
+from containerkit.image.layers.rootless import as_own, is_rootless
+from containerkit.linux.paths import DIRECTORY, fd_path, openat2
 
 if TYPE_CHECKING:
-    from containerkit.image.layers.attributes import Attributes
     from containerkit.image.layers.filewriters import FileWriters
     from containerkit.image.layers.layer import Entry
 
@@ -38,6 +40,9 @@ class Applier(Extractor):
         below = None if new else read_attributes(root, os.lstat(root))
         super().__init__(path)
         self._owner = (os.geteuid(), os.getegid())
+        self._is_rootless = is_rootless()
+        if self._is_rootless:
+            self._default = Attributes(uid=self._owner[0], gid=self._owner[1])
         self._made = PathMap[None]()  # what this layer has made, or has made something below
         self._made[b""] = None
         self._entered = PathMap[None]()  # directories that are plain now
@@ -48,6 +53,9 @@ class Applier(Extractor):
 
     def hand_files_to(self, writers: FileWriters) -> None:
         """Nothing is handed over: every file may take the place of one of a lower layer, of whatever kind."""
+
+    def _unpack(self, entry: Entry) -> None:
+        super()._unpack(as_own(entry, self._owner) if self._is_rootless else entry)
 
     def _own(self, path: bytes) -> None:
         while path not in self._made:
@@ -66,27 +74,51 @@ class Applier(Extractor):
                 os.mkdir(base, 0o700, dir_fd=dir_fd)
 
     def _enter(self, head: bytes) -> tuple[int, bytes]:
-        fd, real = super()._enter(head)
+        try:
+            fd, real = super()._enter(head)
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                raise
+            self._open_way(head)
+            fd, real = super()._enter(head)
         self._enter_directory(real)
         return fd, real
+
+    def _open_way(self, path: bytes) -> None:
+        """Make plain all directories on the way that are there: what a mode forbids its owner, too."""
+        way = b""
+        for part in path.split(b"/"):
+            way = join(way, part)
+            try:
+                self._enter_directory(way)
+            except KernelError as error:
+                if error.errno not in NOT_THERE:
+                    raise
+                return
 
     def _enter_directory(self, path: bytes) -> None:
         """Before anything changes in a directory: note what it has, and let it hand nothing on to new files."""
         if path in self._entered:
             return
-        fd = openat2(self._root, path, OPEN_DIRECTORY, resolve=STRICT)
+        fd = openat2(self._root, path, DIRECTORY, resolve=STRICT)
         try:
             if path not in self._directories:
-                self._directories[path] = read_attributes(b"/proc/self/fd/%d/." % fd, os.fstat(fd))
+                status = os.fstat(fd)
+                if self._is_rootless:
+                    os.chmod(fd_path(fd), 0o700)
+                attributes = read_attributes(fd_path(fd, b"."), status)
+                self._reader.hold(attributes.xattrs)
+                self._directories[path] = attributes
             self._plain(fd, path)
         finally:
             os.close(fd)
 
     def _plain(self, fd: int, path: bytes) -> None:
-        os.fchmod(fd, 0o700)
-        for name in os.listxattr(fd):
+        place = fd_path(fd)
+        os.chmod(place, 0o700)
+        for name in os.listxattr(place):
             if name.startswith(_POSIX_ACL):
-                os.removexattr(fd, name)
+                os.removexattr(place, name)
         self._entered[path] = None
 
     def _in_the_way(self, path: bytes, status: os.stat_result) -> bool:
@@ -115,22 +147,25 @@ class Applier(Extractor):
 
     def _prune(self, directory: bytes) -> None:
         """Delete what lower layers have below a directory, and nothing else."""
-        waiting = [directory]
-        while waiting:
-            path = waiting.pop()
+        done = [directory]
+        for path in done:
             if path in self._pruned:
                 continue
-            self._pruned[path] = None
+            if self._is_rootless:
+                self._enter_directory(path)
             fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
                 for name in map(os.fsencode, os.listdir(fd)):
                     inner = join(path, name)
                     if inner not in self._made:
+                        self._enter_directory(path)
                         self._clear(inner, name, fd)
                     elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                        waiting.append(inner)
+                        done.append(inner)
             finally:
                 os.close(fd)
+        for path in done:
+            self._pruned[path] = None
 
     def _clear(self, path: bytes, base: bytes, dir_fd: int) -> None:
         super()._clear(path, base, dir_fd)

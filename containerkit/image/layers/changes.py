@@ -11,8 +11,9 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.image.layers.merged import MergedView, level, names_in
-from containerkit.image.layers.walk import GONE, Walk, xattrs_of
+from containerkit.image.layers.walk import GONE, OPEN_FILE, Walk, xattrs_of
 from containerkit.image.stream import PIECE
+from containerkit.linux.owned import open_owned
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -196,35 +197,46 @@ def regrouped(old: str, new: str) -> set[bytes]:
 
     Names that only lost some, which are gone or have become files of their own, are as they were.
     """
-    before, after = _groups(old), _groups(new)
-    joined = {name for name, names in after.items() if not names <= before.get(name, frozenset())}
-    return joined.union(*(_parted(names, new) for names in set(before.values())))
+    before, view = _groups(old), MergedView([new])
+    return newly_joined(before, _groups(new)).union(*(_parted(names, view) for names in before))
 
 
-def _parted(names: frozenset[bytes], new: str) -> set[bytes]:
+def newly_joined(before: Iterable[Sequence[bytes]], after: Iterable[Sequence[bytes]]) -> set[bytes]:
+    """The names that share a file with others in ``after``, and not with all of those in ``before``.
+
+    Both are the files that have several names: the names of each. Takes time and memory by the number of names.
+    """
+    old = {name: number for number, names in enumerate(before) for name in names}
+    joined: set[bytes] = set()
+    for names in after:
+        if len({old.get(name) for name in names}) > 1 or names[0] not in old:
+            joined.update(names)
+    return joined
+
+
+def _parted(names: Sequence[bytes], new: MergedView) -> set[bytes]:
     """Of names that shared an inode, those that no longer share it with the first that is left."""
-    root = os.fsencode(new)
     first: tuple[int, int] | None = None
     found = set()
     for name in sorted(names):
-        try:
-            status = os.lstat(os.path.join(root, name))
-        except (FileNotFoundError, NotADirectoryError):
+        left = new.locate(name)
+        if left is None:
             continue
-        first = first or (status.st_dev, status.st_ino)
-        if (status.st_dev, status.st_ino) != first:
+        inode = (left.stat.st_dev, left.stat.st_ino)
+        first = first or inode
+        if inode != first:
             found.add(name)
     return found
 
 
-def _groups(root: str) -> dict[bytes, frozenset[bytes]]:
-    """Name -> all names of the same inode, where there are several."""
+def _groups(root: str) -> list[list[bytes]]:
+    """The names of each inode that has several."""
     inodes: dict[tuple[int, int], list[bytes]] = {}
     with Walk(root) as walk:
         for visit in walk:
             if not visit.has_vanished and visit.status.st_nlink > 1 and not visit.is_directory:
                 inodes.setdefault((visit.status.st_dev, visit.status.st_ino), []).append(visit.name)
-    return {name: frozenset(names) for names in inodes.values() if len(names) > 1 for name in names}
+    return [names for names in inodes.values() if len(names) > 1]
 
 
 def _differs(visit: Visit, found: Found, *, exact: bool) -> bool:
@@ -252,7 +264,7 @@ def _holds_other(visit: Visit, found: Found) -> bool:
 def _same_content(visit: Visit, path: bytes) -> bool:
     here = visit.open()
     try:
-        there = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        there = open_owned(path, OPEN_FILE)
         try:
             while piece := os.read(here, PIECE):
                 if piece != os.read(there, PIECE):

@@ -26,6 +26,7 @@ XZ_MAGIC = b"\xfd7zXZ\0"
 LONGEST_MAGIC = 10
 GZIP_FORMAT = 31
 MOST_AT_ONCE = 1 << 20
+FIRST_SLICE = 4 << 10
 LARGEST_WINDOW = 128 << 20
 XZ_MEMORY = 256 << 20
 ZSTD_FIRST_SLICE, ZSTD_SLICE = 64, 4 << 10
@@ -69,7 +70,8 @@ def _pieces(read: Callable[[], bytes]) -> Iterator[bytes]:
     head = b""
     while len(head) < LONGEST_MAGIC and (piece := read()):
         head += piece
-    return _READERS[compression_of(head)](head, read)
+    packed = compression_of(head)
+    return _READERS[packed](_Packed(head, read)) if packed else _plain(head, read)
 
 
 def compression_of(head: bytes) -> str:
@@ -97,27 +99,62 @@ def _plain(head: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
         head = read()
 
 
-def _gunzip(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+class _Packed:
+    """What is packed, by slices: small ones where a gzip member or a bzip2 or xz stream begins, twice as large each.
+
+    What comes behind the end of one is copied by the decompressor and given back; so that is never much more than the
+    member itself had, however many there are.
+    """
+
+    def __init__(self, head: bytes, read: Callable[[], bytes]) -> None:
+        self._piece = memoryview(head)
+        self._at = 0
+        self._read = read
+        self._size = FIRST_SLICE
+
+    def take(self, size: int) -> memoryview:
+        """The next bytes, at most ``size``; none at the end."""
+        if self._at == len(self._piece):
+            self._piece, self._at = memoryview(self._read()), 0
+        taken = self._piece[self._at : self._at + size]
+        self._at += len(taken)
+        return taken
+
+    def give_back(self, count: int) -> None:
+        """The last ``count`` bytes that were taken come again."""
+        self._at -= count
+
+    def member(self) -> bool:
+        """Go to the next member, behind the zeros that may pad the one before; False where there is none."""
+        self._size = FIRST_SLICE
+        while taken := self.take(FIRST_SLICE):
+            if rest := len(bytes(taken).lstrip(b"\0")):
+                self.give_back(rest)
+                return True
+        return False
+
+    def of_member(self, name: str) -> memoryview:
+        """The next slice of a member that goes on. Raises :class:`CorruptLayer` at the end."""
+        taken = self.take(self._size)
+        if not taken:
+            raise CorruptLayer(f"the {name} data is truncated")
+        self._size = min(2 * self._size, MOST_AT_ONCE)
+        return taken
+
+
+def _gunzip(packed: _Packed) -> Iterator[bytes]:
     make, damaged = _inflater()
-    inflater = make()
-    started = False
-    while data or (data := read()):
-        if not started:
-            data = data.lstrip(b"\0")  # padding is allowed between members and after the last
-            if not data:
-                continue
-            inflater, started = make(), True
-        try:
-            plain = inflater.decompress(data, MOST_AT_ONCE)
-        except damaged as error:
-            raise CorruptLayer(f"damaged gzip data: {error}") from error
-        data = inflater.unconsumed_tail
-        if inflater.eof:
-            data, started = inflater.unused_data, False
-        if plain:
-            yield plain
-    if started:
-        raise CorruptLayer("the gzip data is truncated")
+    while packed.member():
+        inflater, rest = make(), b""
+        while not inflater.eof:
+            try:
+                plain = inflater.decompress(rest or packed.of_member("gzip"), MOST_AT_ONCE)
+            except damaged as error:
+                raise CorruptLayer(f"damaged gzip data: {error}") from error
+            rest = inflater.unconsumed_tail
+            if plain:
+                yield plain
+        packed.give_back(len(inflater.unused_data))
 
 
 def _inflater() -> tuple[Callable[[], Any], type[Exception]]:
@@ -130,7 +167,7 @@ def _inflater() -> tuple[Callable[[], Any], type[Exception]]:
     return (lambda: module.decompressobj(GZIP_FORMAT)), module.error
 
 
-def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+def _unzstd(packed: _Packed) -> Iterator[bytes]:
     """Frame after frame. The input goes in by small slices, for four bytes of it may stand for 128 KiB of output.
 
     They begin with 64 bytes, double up to 4 KiB while little comes of them, and are small again after much.
@@ -141,16 +178,14 @@ def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
     frame: Any = None
     ready: list[bytes] = []
     size, slice_size = 0, ZSTD_FIRST_SLICE
-    left = memoryview(data)
-    while left or (left := memoryview(read())):
+    while part := packed.take(slice_size):
         frame = frame or decompressor.decompressobj()
-        part, left = left[:slice_size], left[slice_size:]
         try:
             plain = frame.decompress(part)
         except zstandard.ZstdError as error:
             raise CorruptLayer(f"damaged zstd data: {error}") from error
         if frame.eof:
-            left = memoryview(frame.unused_data + bytes(left)) if frame.unused_data else left
+            packed.give_back(len(frame.unused_data))
             frame = None
         slice_size = min(2 * slice_size, ZSTD_SLICE) if len(plain) < ZSTD_PIECE else ZSTD_FIRST_SLICE
         ready.append(plain)
@@ -164,47 +199,39 @@ def _unzstd(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
         yield b"".join(ready)
 
 
-def _bunzip2(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+def _bunzip2(packed: _Packed) -> Iterator[bytes]:
     import bz2
 
-    return _streams(data, read, bz2.BZ2Decompressor, (OSError, ValueError), "bzip2")
+    return _streams(packed, bz2.BZ2Decompressor, (OSError, ValueError), "bzip2")
 
 
-def _unxz(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
+def _unxz(packed: _Packed) -> Iterator[bytes]:
     import lzma
 
     def make() -> lzma.LZMADecompressor:
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
 
-    return _streams(data, read, make, (lzma.LZMAError, EOFError), "xz")
+    return _streams(packed, make, (lzma.LZMAError, EOFError), "xz")
 
 
 def _streams(
-    data: bytes, read: Callable[[], bytes], make: Callable[[], Any], damaged: tuple[type[Exception], ...], name: str
+    packed: _Packed, make: Callable[[], Any], damaged: tuple[type[Exception], ...], name: str
 ) -> Iterator[bytes]:
     """Stream after stream, zero padding between them; input that is not taken at once waits inside."""
-    stream: Any = None
-    while data or (stream is not None and not stream.needs_input) or (data := read()):
-        if stream is None:
-            data = data.lstrip(b"\0")
-            if not data:
-                continue
-            stream = make()
-        try:
-            plain = stream.decompress(data, MOST_AT_ONCE)
-        except damaged as error:
-            raise CorruptLayer(f"damaged {name} data: {error}") from error
-        data = b""
-        if stream.eof:
-            data, stream = stream.unused_data, None
-        if plain:
-            yield plain
-    if stream is not None:
-        raise CorruptLayer(f"the {name} data is truncated")
+    while packed.member():
+        stream = make()
+        while not stream.eof:
+            part = packed.of_member(name) if stream.needs_input else b""
+            try:
+                plain = stream.decompress(part, MOST_AT_ONCE)
+            except damaged as error:
+                raise CorruptLayer(f"damaged {name} data: {error}") from error
+            if plain:
+                yield plain
+        packed.give_back(len(stream.unused_data))
 
 
-_READERS: dict[str, Callable[[bytes, Callable[[], bytes]], Iterator[bytes]]] = {
-    "": _plain,
+_READERS: dict[str, Callable[[_Packed], Iterator[bytes]]] = {
     "gzip": _gunzip,
     "zstd": _unzstd,
     "bzip2": _bunzip2,

@@ -63,7 +63,7 @@ def directory_layer(root: str, *, epoch: int | None = None) -> Iterator[bytes]:
 
 def tree_layer(old: str, new: str, *, epoch: int | None = None, leave_out: Collection[bytes] = ()) -> Iterator[bytes]:
     """The layer that makes ``new`` of ``old``, in pieces of a plain tar; all else as :func:`upper_layer`."""
-    writer = TarWriter(epoch)
+    writer = TarWriter(epoch, unpacked=True)
     view = MergedView([old])
     comparison = Comparison(view, whole=True, exact=True, leave_out=leave_out, regrouped=regrouped(old, new))
     with Walk(new) as walk:

@@ -25,8 +25,9 @@ from containerkit.image.layers.attributes import Attributes, copy_file, read_att
 from containerkit.image.layers.filewriters import LayerFiles, WriteFailed
 from containerkit.image.layers.marks import Marks
 from containerkit.image.layers.members import WHITEOUT, WHITEOUT_OPAQUE, clean, hidden_name, is_below, join, place
-from containerkit.image.layers.merged import MergedView, is_whiteout, names_in
+from containerkit.image.layers.merged import MergedView, is_whiteout, names_in, true_path
 from containerkit.image.layers.nodes import dress, dress_node, make_node, unpacking_error, write_content
+from containerkit.image.layers.parents import Parents
 from containerkit.image.layers.pathmap import PathMap
 from containerkit.linux.paths import CREATE, DIRECTORY, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from containerkit.linux.tree import remove_tree
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-MOST_PARENTS = 64
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -64,8 +64,9 @@ class Extractor:
         self._owner = (status.st_uid, status.st_gid)
         # A set-group-ID bit or a default ACL of the parent would go on to every file.
         os.fchmod(self._root, 0o700)
-        self._parents: dict[bytes, tuple[int, bytes]] = {b"": (self._root, b"")}
+        self._parents = Parents(self._root)
         self._directories = PathMap["Attributes | Entry"]()
+        self._default = Attributes()  # of directories without an entry that are nowhere below, either
         # What no entry of this layer has made, but only made necessary: directories without an entry, until something
         # of the layer comes into them, and what was copied from lower layers for hard links to it.
         self._borrowed = PathMap[None]()
@@ -89,7 +90,7 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         if self._files is not None:
             self._files.close()
-        self._forget_parents()
+        self._parents.forget()
         os.close(self._root)
 
     def hand_files_to(self, writers: FileWriters) -> None:
@@ -103,6 +104,7 @@ class Extractor:
             while entry := reader.next():
                 self._unpack_one(entry, reader)
             self._settle()
+            self._parents.forget()  # the layers below may take a while
         except WriteFailed as failed:
             if failed.entry is None or not isinstance(failed.error, OSError):
                 raise failed.error from None
@@ -110,7 +112,13 @@ class Extractor:
 
     def _unpack_one(self, entry: Entry, reader: TarReader) -> None:
         try:
-            self._unpack(entry)
+            try:
+                self._unpack(entry)
+            except OSError as error:
+                if error.errno != errno.EMFILE or error is reader.failure:
+                    raise
+                self._parents.forget()
+                self._unpack(entry)  # what cannot be opened has changed nothing that is not done again
         except LayerError as error:
             error.entry = entry.display  # the message may speak of a directory on the way
             raise
@@ -135,14 +143,17 @@ class Extractor:
         """
         if b"" not in self._directories:
             root = os.fsencode(lowers[0]) if lowers else None
-            self._directories[b""] = read_attributes(root, os.lstat(root)) if root else Attributes()
+            self._directories[b""] = read_attributes(root, os.lstat(root)) if root else self._default
         self._marks.drop_useless(lowers)
         for path, attributes in sorted(self._directories.items(), key=itemgetter(0), reverse=True):
-            fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
             try:
-                self._dress_directory(fd, attributes)
-            finally:
-                os.close(fd)
+                fd = openat2(self._root, path or b".", OPEN_DIRECTORY, resolve=STRICT)
+                try:
+                    self._dress_directory(fd, attributes)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                raise unpacking_error(error, attributes, path) from error
 
     def _unpack(self, entry: Entry) -> None:
         head, base = place(entry)
@@ -159,6 +170,7 @@ class Extractor:
             self._settle_path(path)
             self._kinds[entry.kind](entry, path, base, dir_fd)
             self._own(path)
+            self._parents.changed(base)
 
     def _own(self, path: bytes) -> None:
         """An entry has made ``path``: the layer's own is that now, and with it each directory above it."""
@@ -244,14 +256,16 @@ class Extractor:
                     raise self._no_file(entry)
                 return parent[0], path, base
         view = self._view()
-        real_head = view.resolve(head)
-        found = view.locate(join(real_head, base))
-        if found is None or stat.S_ISDIR(found.stat.st_mode):
+        way = view.look(head)
+        found = view.level(way, base)[0] if way is not None else None
+        if way is None or found is None or stat.S_ISDIR(found.stat.st_mode):
+            view.walk(head)  # for its errors
             raise self._no_file(entry)
+        real_head = true_path(way)
         dir_fd, real = self._parents.get(real_head) or self._enter(real_head)
         path = join(real, base)
         if not _exists(base, dir_fd):
-            self._copy_up(view, path, found)
+            self._copy_up(view, path, found, dir_fd)
         return dir_fd, path, base
 
     def _no_file(self, entry: Entry) -> LayerError:
@@ -259,45 +273,48 @@ class Extractor:
         target = os.fsdecode(entry.link)
         return kind(f"{entry.display!r} is a hard link to {target!r}, no file of the image", entry=entry.display)
 
-    def _copy_up(self, view: MergedView, path: bytes, found: Found) -> None:
-        """Copy a file of a lower layer, under all the names that the view shows it by."""
-        for name in view.names_of(path, found):
-            head, _, base = name.rpartition(b"/")
-            self._materialize(head)
-            dir_fd = openat2(self._root, head or b".", DIRECTORY, resolve=STRICT)
-            try:
-                if name == path:
-                    copy_file(found.path, found.stat, dir_fd, base)
-                else:
-                    os.link(path, base, src_dir_fd=self._root, dst_dir_fd=dir_fd, follow_symlinks=False)
-            finally:
-                os.close(dir_fd)
+    def _copy_up(self, view: MergedView, path: bytes, found: Found, dir_fd: int) -> None:
+        """Copy a file of a lower layer, under all the names that the view shows it by; ``dir_fd`` is its directory."""
+        names = view.names_of(path, found)
+        base = path.rpartition(b"/")[2]
+        for name in names[1:]:  # before anything is copied: there may be no room for one more descriptor
+            os.close(self._materialize(name.rpartition(b"/")[0])[0])
+        copy_file(found.path, found.stat, dir_fd, base)
+        for name in names[1:]:
+            os.link(base, name, src_dir_fd=dir_fd, dst_dir_fd=self._root, follow_symlinks=False)
+        for name in names:
             self._borrowed[name] = None
 
     def _whiteout_at(self, head: bytes, base: bytes) -> None:
         """Carry out a whiteout where its directory is; where there is none it has nothing to do."""
         name = base if base == WHITEOUT_OPAQUE else hidden_name(head, base)
-        if not name or not (head in self._parents or self._leads_to_directory(head)):
+        parent = (self._parents.get(head) or self._enter_shown(head)) if name else None
+        if parent is None:
             return  # umoci also deletes one by one what lay in a directory that is a file now
-        parent = self._parents.get(head) or self._enter_next(head)
         if base != WHITEOUT_OPAQUE:
             self._hide(join(parent[1], name), name, parent[0])
-        elif parent[1]:
+            self._parents.changed(name)
+            return
+        if parent[1]:
             self._hide_below(parent[1], b"", parent[0])
         else:
             self._hide_all()
+        self._parents.forget_links()
 
-    def _leads_to_directory(self, head: bytes) -> bool:
-        """Whether the merged view has a directory there."""
+    def _enter_shown(self, head: bytes) -> tuple[int, bytes] | None:
+        """The directory that the merged view has there, if any. A symlink out of the root is an error here, too."""
         try:
             os.close(openat2(self._root, head, DIRECTORY, resolve=STRICT))
         except KernelError as error:
             if error.errno not in NOT_THERE:
                 raise
             view = self._view()
-            found = view.locate(view.resolve(head))
-            return found is not None and stat.S_ISDIR(found.stat.st_mode)
-        return True
+            view.walk(head)  # for its errors
+            way = view.look(head)
+            if way is None or (way and not way[-1].merging):
+                return None
+            head = true_path(way)
+        return self._parents.get(head) or self._enter_next(head)
 
     def _hide(self, path: bytes, name: bytes, dir_fd: int) -> None:
         """Delete what lower layers have there. What this layer has made itself stays."""
@@ -328,58 +345,65 @@ class Extractor:
             raise LowersNeeded
         if self._emptied:
             return
-        self._emptied = True
         for name in names_in([os.fsencode(lower) for lower in self._lowers]):
             self._hide(name, name, self._root)
+        self._emptied = True
 
     def _enter_next(self, head: bytes) -> tuple[int, bytes]:
         """The parent of a new entry: here, where nobody holds one, their number is kept down."""
-        if len(self._parents) >= MOST_PARENTS:
-            self._forget_parents()
+        if self._parents.full:
+            self._parents.forget()
         return self._enter(head)
 
     def _enter(self, head: bytes) -> tuple[int, bytes]:
         """Descriptor and true path of the directory ``head``, made where it is not there."""
         real = head
+        passed = set[bytes]()
         try:
             fd = openat2(self._root, head, DIRECTORY, resolve=STRICT)
         except KernelError as error:
             if error.errno not in NOT_THERE:
                 raise
-            real = self._materialize(head)
-            fd = openat2(self._root, real or b".", DIRECTORY, resolve=STRICT)
-        self._parents[head] = fd, real
+            fd, real = self._materialize(head, passed)
+        self._parents.hold(head, fd, real, passed)
         return fd, real
 
-    def _materialize(self, head: bytes) -> bytes:
-        """Make the directory that ``head`` means in the merged view, and give its true path."""
-        self._settle()
-        view = self._view()
-        real = view.resolve(head)
-        parent = b""
-        for part in real.split(b"/") if real else ():
-            path = join(parent, part)
-            found = view.locate(path)
-            dir_fd = openat2(self._root, parent or b".", DIRECTORY, resolve=STRICT)
-            try:
-                status = _status(part, dir_fd)
-                if status is None or self._in_the_way(path, status):
-                    self._reader.count()
-                    self._make_directory(path, part, dir_fd)
-                    inherits = found is not None and stat.S_ISDIR(found.stat.st_mode)
-                    self._directories[path] = read_attributes(*found) if found and inherits else Attributes()
-                    self._borrowed[path] = None
-                elif not stat.S_ISDIR(status.st_mode):
-                    name = os.fsdecode(head)
-                    raise CorruptLayer(f"{os.fsdecode(path)!r} is no directory, and has entries below", entry=name)
-            finally:
-                os.close(dir_fd)
-            parent = path
-        return real
+    def _materialize(self, head: bytes, passed: set[bytes] | None = None) -> tuple[int, bytes]:
+        """Make the directory that ``head`` means in the merged view, and give its descriptor and true path.
 
-    def _in_the_way(self, _: bytes, status: os.stat_result) -> bool:
+        ``passed`` gets the last component of every path on the way there.
+        """
+        way = self._view().walk(head, passed)
+        path = b""
+        fd = os.dup(self._root)
+        try:
+            for name, found, _ in way:
+                path = join(path, name)
+                inner = self._open_made(path, name, fd, found)
+                os.close(fd)
+                fd = inner
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, path
+
+    def _open_made(self, path: bytes, name: bytes, dir_fd: int, found: Found | None) -> int:
+        """Open the directory ``path``, which is ``name`` below ``dir_fd``, made where it is not there."""
+        status = _status(name, dir_fd)
+        if status is None or self._in_the_way(path, status):
+            self._reader.count()
+            self._make_directory(path, name, dir_fd)
+            inherits = found is not None and stat.S_ISDIR(found.stat.st_mode)
+            self._directories[path] = read_attributes(*found) if found and inherits else self._default
+            self._borrowed[path] = None
+        elif not stat.S_ISDIR(status.st_mode):
+            shown = os.fsdecode(path)
+            raise CorruptLayer(f"{shown!r} is no directory, and has entries below", entry=shown)
+        return os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+
+    def _in_the_way(self, path: bytes, status: os.stat_result) -> bool:
         """Whether a directory may take the place of what this layer's tree has there."""
-        return is_whiteout(status)
+        return is_whiteout(status) or (path in self._borrowed and not stat.S_ISDIR(status.st_mode))
 
     def _view(self) -> MergedView:
         if self._lowers is None:
@@ -399,16 +423,7 @@ class Extractor:
         remove_tree(os.fsdecode(base), dir_fd)
         for paths in (self._marks, self._borrowed, self._directories):
             paths.drop(path)
-        for head, (fd, real) in list(self._parents.items()):
-            if real == path or is_below(real, path):
-                os.close(fd)
-                del self._parents[head]
-
-    def _forget_parents(self) -> None:
-        for head, (fd, _) in self._parents.items():
-            if head or fd != self._root:
-                os.close(fd)
-        self._parents = {b"": (self._root, b"")}
+        self._parents.forget_tree(path)
 
 
 def _exists(name: bytes, dir_fd: int) -> bool:

@@ -10,12 +10,20 @@ skipped. Volume labels are skipped; the continuation of a file from another volu
 from __future__ import annotations
 
 import os
-import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import CorruptLayer, FileTooLarge, LayerError, PathTooLong, TooManyEntries, UnsafeEntry
+from containerkit.errors import (
+    CorruptLayer,
+    FileTooLarge,
+    LayerError,
+    LayerTooLarge,
+    PathTooLong,
+    TooManyEntries,
+    UnsafeEntry,
+)
+from containerkit.image.layers.pax import NUMBERS, parse_pax, pax_number, pax_time
 from containerkit.image.layers.sparse import Sparse, pax_sparse, read_gnu_map
 from containerkit.image.limits import STANDARD, check_layer_size
 
@@ -27,9 +35,6 @@ if TYPE_CHECKING:
 BLOCK = 512
 ZERO = bytes(BLOCK)
 NO_ID = 0xFFFFFFFF  # chown's "leave it"
-NEWLINE = 0x0A
-NUMBERS = 1 << 63  # no number of a header is larger, nor a negative one lower
-MOST_DIGITS = 19
 MAJORS, MINORS = 1 << 12, 1 << 20  # what the kernel keeps of a device's number
 HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
 
@@ -39,7 +44,7 @@ HEADER_ONLY = {LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO}
 DUMPDIR = b"D"  # GNU tar --incremental: a directory, and as its data what was in it
 DEVICES = {CHARACTER, BLOCK_DEVICE}
 XATTR = b"SCHILY.xattr."
-_TIME = re.compile(rb"([+-]?)(\d+)(?:\.(\d*))?(?:[eE]([+-]?\d{1,3}))?")
+XATTR_NAME, XATTR_VALUE = 255, 65536  # xattr(7): the most that the kernel takes
 SPARSE_KEYS = {b"GNU.sparse.major", b"GNU.sparse.size", b"GNU.sparse.map"}
 
 
@@ -86,6 +91,7 @@ class TarReader:
         self._headers = 0
         self._declared = 0
         self._meta_size = 0
+        self._held = 0
 
     def next(self) -> Entry | None:
         """The next entry, or None at the end, to which the stream is then read."""
@@ -197,6 +203,17 @@ class TarReader:
                 found=self._headers,
             )
 
+    def hold(self, xattrs: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Extended attributes of one more directory, remembered until the end. Raises :class:`LayerTooLarge`."""
+        self._held += sum(len(key) + len(value) for key, value in xattrs)
+        if self._held > self._limits.xattrs:
+            raise LayerTooLarge(
+                f"the directories of the layer have more than {self._limits.xattrs} bytes of extended attributes",
+                limit="xattrs",
+                allowed=self._limits.xattrs,
+                found=self._held,
+            )
+
     def _meta(self, kind: bytes, size: int, pax: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         """Read what describes the next entry; the pairs of a pax header, in order."""
         if size < 0:
@@ -246,6 +263,8 @@ class TarReader:
         device = self._device(fields, name) if kind in DEVICES else 0
         mode = number(fields[1]) & 0o7777
         kind = FILE if kind in PLAIN_FILES else kind
+        if xattrs or kind == SYMLINK:
+            self._check_what_cannot_be(name, kind, link, xattrs)
         return Entry(name, kind, self._data, mode, uid, gid, mtime, atime, link, device, xattrs, sparse)
 
     def _skip_body(self, size: int, *, zeros: bool) -> None:
@@ -271,6 +290,21 @@ class TarReader:
             raise self._too_large("bytes", "file_size", limits.file_size, size)
         self._declared += self._data
         check_layer_size(self._declared, limits, "declares", os.fsdecode(name))
+
+    def _check_what_cannot_be(
+        self, name: bytes, kind: bytes, link: bytes, xattrs: tuple[tuple[bytes, bytes], ...]
+    ) -> None:
+        """What the kernel would refuse on every file system."""
+        shown = os.fsdecode(name)
+        if kind == SYMLINK and not link:
+            raise CorruptLayer(f"{shown!r} is a symlink to nothing", entry=shown)
+        for key, value in xattrs:
+            if not 0 < len(key) <= XATTR_NAME or len(value) > XATTR_VALUE:
+                what = os.fsdecode(key[: XATTR_NAME + 1])
+                message = f"{shown!r} has an extended attribute {what!r} of {len(value)} bytes, as no file can have it"
+                raise CorruptLayer(message, entry=shown)
+        if xattrs and kind == DIRECTORY:
+            self.hold(xattrs)
 
     def _device(self, fields: tuple[bytes, ...], name: bytes) -> int:
         shown = os.fsdecode(name)
@@ -362,57 +396,3 @@ def number(field: bytes) -> int:
         return int(digits or b"0", 8)
     except ValueError:
         raise CorruptLayer(f"not a tar: {field!r} is not a number") from None
-
-
-def parse_pax(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    r"""The records ``length key=value\\n``, where length counts the whole record in decimal."""
-    position = 0
-    while position < len(content):
-        space = content.find(b" ", position, position + 20)
-        digits = content[position : max(space, position)]
-        end = position + int(digits) if digits.isdigit() else 0
-        key, equals, value = content[space + 1 : end - 1].partition(b"=")
-        if not position < space < end <= len(content) or content[end - 1] != NEWLINE or not equals or not key:
-            raise CorruptLayer("not a tar: a pax header does not parse")
-        yield key, value
-        position = end
-
-
-def pax_number(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
-    """A decimal pax value; an empty one stands for the header's."""
-    value = pax.get(key, b"")
-    if not value:
-        return default
-    if not value.isdigit() or len(value) > MOST_DIGITS or int(value) >= NUMBERS:
-        raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value[:80]!r}")
-    return int(value)
-
-
-def pax_time(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
-    """A decimal time in seconds, with any number of places, as nanoseconds (rounded down).
-
-    Also with an exponent, as Python's ``tarfile`` writes a short float (``1e-05``) and, unlike Go's reader, reads it.
-    Everything else that only Python takes (``nan``, ``inf``, ``1_0``, spaces) is refused.
-    """
-    value = pax.get(key, b"")
-    if not value:
-        return default
-    match = _TIME.fullmatch(value)
-    sign, whole, places, exponent = match.groups(b"") if match else (b"", b"", b"", b"")
-    if exponent:
-        whole, places = _shifted(whole, places, int(exponent))
-    if not whole or len(whole) > MOST_DIGITS or int(whole) >= NUMBERS:
-        raise CorruptLayer(f"not a tar: the pax header says {key!r} is {value[:80]!r}")
-    nanoseconds = int(whole) * 1_000_000_000 + int(places[:9].ljust(9, b"0"))
-    if sign == b"-":
-        return -nanoseconds - bool(places[9:].strip(b"0"))
-    return nanoseconds
-
-
-def _shifted(whole: bytes, places: bytes, exponent: int) -> tuple[bytes, bytes]:
-    """The digits before and behind the point once that has moved by ``exponent`` to the right."""
-    digits, point = whole + places, len(whole) + exponent
-    if point <= 0:
-        return b"0", b"0" * -point + digits
-    digits = digits.ljust(point, b"0")
-    return digits[:point].lstrip(b"0") or b"0", digits[point:]

@@ -27,6 +27,14 @@ class Found(NamedTuple):
     stat: os.stat_result
 
 
+class Step(NamedTuple):
+    """One component of a true path: what stands there, and the directories that merge there, top first."""
+
+    name: bytes
+    found: Found | None
+    merging: list[bytes]
+
+
 class MergedView:
     """Layer directories, top layer first. Paths are relative to the root, without ``.`` and empty components."""
 
@@ -44,41 +52,57 @@ class MergedView:
             found, candidates = level(candidates, part)
         return found
 
-    def resolve(self, path: bytes) -> bytes:
-        """``path`` with every symlink followed inside the root; what does not exist stays as it is.
+    def walk(self, path: bytes, passed: set[bytes] | None = None) -> list[Step]:
+        """The true way to ``path``, every symlink followed inside the root; what does not exist stays as it is.
 
-        Raises :class:`UnsafeEntry` where a symlink climbs above the root, loops, or is absolute and leads nowhere.
+        ``passed`` gets the last component of every path that was looked at. Raises :class:`UnsafeEntry` where a symlink
+        climbs above the root, loops, or is absolute and leads nowhere.
         """
-        way: list[tuple[bytes, list[bytes]]] = []  # each part, and the directories that merge there
+        return self._walk(path, passed if passed is not None else set(), make=True) or []
+
+    def look(self, path: bytes) -> list[Step] | None:
+        """The true way to ``path`` as a process in the image would go it; None where something on it is missing.
+
+        For it there is nothing above the root. Raises :class:`UnsafeEntry` for a symlink that loops.
+        """
+        return self._walk(path, set(), make=False)
+
+    def _walk(self, path: bytes, passed: set[bytes], *, make: bool) -> list[Step] | None:
+        way: list[Step] = []
         rest = path.split(b"/")[::-1] if path else []
         links = steps = 0
         absolute = False
         while rest:
             part = rest.pop()
             steps += 1
-            if steps > MOST_STEPS:
+            if steps > MOST_STEPS or links > MOST_LINKS:
                 raise _unsafe(path, "never ends")
             if part in {b"", b"."}:
                 continue
             if part == b"..":
-                if not way:
+                if not way and make:
                     raise _unsafe(path, "climbs above the root")
-                way.pop()
+                del way[-1:]
                 continue
-            found, merging = level(way[-1][1] if way else self.layers, part)
+            passed.add(part)
+            found, merging = self.level(way, part)
+            if found is None and not make:
+                return None
             if found is None and absolute:
                 raise _unsafe(path, "leads to an absolute path that the image does not have")
             if found is None or not stat.S_ISLNK(found.stat.st_mode):
-                way.append((part, merging))
+                way.append(Step(part, found, merging))
                 continue
             links += 1
-            if links > MOST_LINKS:
-                raise _unsafe(path, "never ends")
             target = os.readlink(found.path)
             if target.startswith(b"/"):
                 absolute, way = True, []
             rest += target.split(b"/")[::-1]
-        return b"/".join(part for part, _ in way)
+        return way
+
+    def level(self, way: Sequence[Step], name: bytes) -> tuple[Found | None, list[bytes]]:
+        """What stands at a name at the end of ``way``, and the directories that merge there."""
+        return level(way[-1].merging if way else self.layers, name)
 
     def names_of(self, path: bytes, found: Found) -> list[bytes]:
         """Every path at which the view shows the file that was found at ``path``, that one first.
@@ -96,6 +120,11 @@ class MergedView:
                 if shown is not None and os.path.samestat(shown.stat, status):
                     names.append(other)
         return names
+
+
+def true_path(way: Sequence[Step]) -> bytes:
+    """Where a way leads."""
+    return b"/".join([step.name for step in way])
 
 
 def _names_of_linked(layer: bytes) -> dict[int, list[bytes]]:

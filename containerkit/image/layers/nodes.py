@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import CorruptLayer, KernelError
 from containerkit.image.layers import layer
-from containerkit.image.layers.attributes import set_xattrs
+from containerkit.image.layers.attributes import XattrRefused, set_xattrs
 from containerkit.linux.paths import fd_path, write_all
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Owner = tuple[int, int]
 _REFUSED = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.EMLINK}
+_REFUSED_XATTR = {errno.E2BIG, errno.ERANGE, errno.EINVAL}
 _DEVICES = {layer.CHARACTER: stat.S_IFCHR, layer.BLOCK_DEVICE: stat.S_IFBLK, layer.FIFO: stat.S_IFIFO}
 
 
@@ -83,10 +84,18 @@ def dress_node(entry: Entry, base: bytes, dir_fd: int, owner: Owner) -> None:
     os.utime(base, ns=(entry.atime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
 
 
-def unpacking_error(error: OSError, entry: Entry) -> Exception:
-    """What a failed system call says of the entry: that the layer asks for what cannot be, or of the machine."""
-    name = entry.display
-    if error.errno == errno.EPERM and entry.kind != layer.LINK:  # a link to a directory is refused so, too
+def unpacking_error(error: OSError, entry: Entry | Attributes, path: bytes = b"") -> Exception:
+    """What a failed system call says of the entry: that the layer asks for what cannot be, or of the machine.
+
+    Where there is no entry, ``path`` says of what the attributes are.
+    """
+    name, is_link = os.fsdecode(path or b"."), False
+    if isinstance(entry, layer.Entry):
+        name, is_link = entry.display, entry.kind == layer.LINK
+    if isinstance(error, XattrRefused) and (error.is_too_large or error.errno in _REFUSED_XATTR):
+        what = f"the file system does not take its attribute {os.fsdecode(error.name)!r} of {error.size} bytes"
+        return CorruptLayer(f"cannot unpack {name!r}: {what}: {error.strerror}", entry=name)
+    if error.errno == errno.EPERM and not is_link:  # a link to a directory is refused so, too
         hint = "this user may not make it: unpack=False keeps an image without unpacking it"
         return KernelError("unpack", errno.EPERM, name, hint=hint)
     if error.errno in _REFUSED:

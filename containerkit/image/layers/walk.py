@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from containerkit.image.layers.merged import OPAQUE, is_opaque, is_whiteout
+from containerkit.linux.owned import enterable, get_xattr, open_owned
 from containerkit.linux.paths import fd_path
 
 if TYPE_CHECKING:
@@ -105,25 +106,29 @@ class Visit:
 
     def open(self) -> int:
         """A regular file, for reading; without waiting for a writer where a FIFO has taken its place."""
-        return os.open(self.base, OPEN_FILE, dir_fd=self.dir_fd)
+        return open_owned(self.base, OPEN_FILE, self.dir_fd)
 
 
 class _Level:
     """A directory that is being walked. Its descriptor is closed while the walk is far below it."""
 
-    __slots__ = ("carry", "entries", "fd", "identity", "prefix")
+    __slots__ = ("carry", "entries", "fd", "identity", "mode", "prefix")
 
     def __init__(self, visit: Visit, carry: Any) -> None:
         self.fd = visit.fd
         self.prefix = visit.name + b"/" if visit.name else b""
         self.identity = (visit.status.st_dev, visit.status.st_ino)
         self.carry = carry
+        #: What the mode is again afterwards, where it kept its owner out.
+        self.mode = enterable(visit.fd)
         with os.scandir(fd_path(visit.fd)) as found:  # by a path of bytes the names are bytes, too
             #: The names that are left to visit, each with whether it is a regular file.
             self.entries = iter(sorted([(each.name, each.is_file(follow_symlinks=False)) for each in found]))
 
     def close(self) -> None:
         if self.fd >= 0:
+            if self.mode is not None:
+                os.fchmod(self.fd, self.mode)
             os.close(self.fd)
             self.fd = -1
 
@@ -203,7 +208,7 @@ class Walk:
             os.close(visit.fd)
             raise
         self._levels.append(level)
-        if len(self._levels) > MOST_OPEN:
+        if len(self._levels) > MOST_OPEN and self._levels[-MOST_OPEN].mode is None:
             self._levels[-MOST_OPEN].close()
 
     def _leave(self) -> None:
@@ -222,7 +227,7 @@ def xattrs_of(place: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
     if not names:
         return ()
     kept = sorted(os.fsencode(name) for name in names if not name.startswith(LEFT_OUT) and name not in HOSTS_OWN)
-    return tuple((name, os.getxattr(place, name, follow_symlinks=follow)) for name in kept)
+    return tuple((name, get_xattr(place, name)) for name in kept)
 
 
 def _directory(root: str | bytes | int) -> int | None:
@@ -235,7 +240,7 @@ def _visit(level: _Level, base: bytes) -> Visit | None:
     try:
         status = os.stat(base, dir_fd=level.fd, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
-            fd = os.open(base, OPEN_DIRECTORY, dir_fd=level.fd)
+            fd = open_owned(base, OPEN_DIRECTORY, level.fd)
             status = os.fstat(fd)
     except OSError as error:
         if error.errno not in GONE:

@@ -18,6 +18,7 @@ from containerkit.errors import LayerError
 from containerkit.image.layers import layer
 from containerkit.image.layers.attributes import Attributes
 from containerkit.image.layers.layer import BLOCK, XATTR
+from containerkit.image.layers.rootless import is_rootless, stated
 from containerkit.image.layers.walk import GONE, Walk, xattrs_of
 from containerkit.image.stream import PIECE
 
@@ -69,10 +70,13 @@ def tar_of(root: str | bytes | int, *, epoch: int | None = None, sparse: bool = 
 class TarWriter:
     """Members one after the other. Small ones are gathered; what is due is given back by ``add``.
 
-    Names of one inode after the first become hard links to the first.
+    Names of one inode after the first become hard links to the first. As an ordinary user, files have the owners that
+    a layer has stated (:mod:`.rootless`); in a tree that was ``unpacked`` the other ones belong to 0:0.
     """
 
-    def __init__(self, epoch: int | None = None, *, sparse: bool = False) -> None:
+    def __init__(self, epoch: int | None = None, *, sparse: bool = False, unpacked: bool = False) -> None:
+        self._is_rootless = is_rootless()
+        self._unpacked = unpacked
         self._sparse = sparse
         self._latest = None if epoch is None else epoch * SECOND
         self._links: dict[tuple[int, int], bytes] = {}
@@ -183,7 +187,10 @@ class TarWriter:
         mtime = status.st_mtime_ns
         if self._latest is not None and mtime > self._latest:
             mtime = self._latest
-        return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, mtime, mtime, xattrs)
+        owner = status.st_uid, status.st_gid
+        if self._is_rootless:
+            owner, xattrs = stated(xattrs, (0, 0) if self._unpacked and owner[0] == os.geteuid() else owner)
+        return Attributes(stat.S_IMODE(status.st_mode), *owner, mtime, mtime, xattrs)
 
     def _put(self, content: bytes) -> None:
         self._parts.append(content)

@@ -1,7 +1,8 @@
 """Collecting what nobody needs, at any time, whatever other processes are doing.
 
-What stays is what an image refers to, an image that has a row; what a lease with a name holds; and what a running
-process has looked for under its lease (:mod:`.leases`). All else goes at once, also while pulls are going on:
+What stays is what an image refers to, an image that has a row; what a lease with a name holds; what a running process
+has looked for under its lease (:mod:`.leases`); and for a day what a pull had brought when it failed or was killed
+(:mod:`.attempts`). All else goes at once, also while pulls are going on:
 
 - Images to go lose their rows in one transaction. It asks again, inside, who uses them.
 - A second transaction, which writes nothing, keeps every other writer out: no image gets or loses its row while it
@@ -29,10 +30,12 @@ from containerkit.errors import ContainerkitError, InvalidReference
 from containerkit.image.digest import Digest
 from containerkit.image.drivers import driver
 from containerkit.image.reference import Reference
+from containerkit.image.store.attempts import Attempt, kept, settle
 from containerkit.image.store.ingest import PARTIAL
 from containerkit.image.store.inventory import Content, Inventory, content_of, disk_bytes
 from containerkit.image.store.leases import BLOB, LAYER, begun_before, lease, open_locks, place, place_of
 from containerkit.linux.locks import locked, same_file
+from containerkit.linux.owned import rename_directory
 from containerkit.linux.tree import remove_tree
 from containerkit.state import driver_of
 
@@ -76,6 +79,8 @@ def gc(
 ) -> Collected:
     """Remove what no image, container or lease needs, and unfinished downloads older than ``partial_age`` seconds.
 
+    What a pull brought whole before it failed is part of an unfinished download (:mod:`.attempts`).
+
     With ``max_age``, also images that were not used for so many seconds; with ``max_bytes``, also unfinished downloads
     of any age, and images, the longest unused first, until all blobs and unpacked layers take at most so much of the
     disk. Not an image that a container has, that a running process or a lease holds, or that ``keep`` names: names,
@@ -88,15 +93,22 @@ def gc(
     inventory.images()  # the manifests are read now, before anybody is kept waiting
     locks = open_locks(state.root)
     try:
+        if not dry_run:
+            state.make_room()
         collection = _Collection(state, inventory, locks, dry_run)
         images = collection.evict(budget)
-        moved = collection.sweep(images)
-        freed = sum(collection.remove(path) for path in moved.values())
         if max_bytes is not None:
             partial_age = 0
+        moved = collection.sweep(images, partial_age)
+        freed = 0
+        for path in moved.values():
+            with suppress(OSError):  # it stays in ROOT/ingest, where the clearing tells of it
+                freed += collection.remove(path)
         partials, more = collection.clear(partial_age)
     finally:
         os.close(locks)
+        if not dry_run:
+            state.keep_room()
     return Collected(
         freed + more,
         tuple(Digest(image) for image in images),
@@ -107,20 +119,34 @@ def gc(
 
 
 @contextmanager
-def bringing_in(state: State) -> Iterator[None]:
+def bringing_in(state: State, source: object = None) -> Iterator[None]:
     """A lease for bringing an image in. What dead processes have left is removed before.
 
-    Where the work fails, what it has left is removed afterwards, except a download that can go on.
+    Where the work fails, what is half made is removed afterwards, except a download that can go on. Of a ``source``
+    that can be asked for the rest of a blob (``open_at``: a registry), what is whole stays for the next attempt, as
+    :mod:`.attempts` says; of others, only what an image or an earlier attempt needs. Raises
+    :class:`~containerkit.errors.StateError`.
     """
+    os.close(open_locks(state.root))  # an error where nothing can be written
     if any(not name.startswith(PARTIAL) for name in os.listdir(state.path("ingest"))):
-        clear_ingest(state)
+        with suppress(OSError):  # what cannot be removed is in nobody's way
+            clear_ingest(state)
+    attempt = Attempt(state.root) if hasattr(source, "open_at") else None
     try:
-        with lease(state):
+        with lease(state, attempt=attempt):
             yield
-    except BaseException:
+    except BaseException as error:
         with suppress(ContainerkitError, OSError, sqlite3.Error):  # the first failure is the one to tell
-            gc(state)
+            if attempt is not None and attempt.end(error):
+                clear_ingest(state)
+                settle(state)
+            else:
+                gc(state)
         raise
+    if attempt is not None:
+        attempt.end()
+    with suppress(ContainerkitError, OSError, sqlite3.Error):  # the image is there
+        settle(state)
 
 
 def clear_ingest(state: State, partial_age: float = DAY) -> tuple[str, ...]:
@@ -161,7 +187,8 @@ def replace_layer(state: State, chain_id: str, tree: str) -> tuple[bool, tuple[s
             ).fetchall()
             path = "" if rows else collection.move(content_of(LAYER, chain_id))
             if path:
-                os.rename(tree, collection.place(content_of(LAYER, chain_id)))
+                target = collection.place(content_of(LAYER, chain_id))
+                rename_directory(lambda: os.rename(tree, target), tree)
         if path:
             collection.remove(path)
         return bool(path), tuple(name for (name,) in rows)
@@ -204,7 +231,7 @@ class _Collection:
             old = budget.max_age is not None and now - image.last_used_ns > budget.max_age * _NS
             if not old and (budget.max_bytes is None or total <= budget.max_bytes):
                 continue
-            if image.containers or Content(BLOB, image.id) in leased or kept(image, budget.keep):
+            if image.containers or Content(BLOB, image.id) in leased or is_kept(image, budget.keep):
                 continue
             if not self._unused(Content(BLOB, image.id)):
                 continue
@@ -213,13 +240,13 @@ class _Collection:
             total -= sum(sizes.get(one, 0) for one in image.content if not users[one] and one not in leased)
         return tuple(chosen)
 
-    def sweep(self, evicted: Sequence[str]) -> dict[Content, str]:
-        """Move what is not needed out of sight: the paths that it has now."""
+    def sweep(self, evicted: Sequence[str], partial_age: float) -> dict[Content, str]:
+        """Move what is not needed out of sight: the paths that it has now. Attempts younger than that keep theirs."""
         with self._state.transaction():
             # What was evicted has no row any more, and one that has come back meanwhile is an image like any other.
             gone = evicted if self._dry_run else ()
             images = [image for image in self._inventory.images() if image.id not in gone]
-            needed = self._inventory.leased().union(*(image.content for image in images))
+            needed = self._inventory.leased().union(kept(self._state, partial_age), *(one.content for one in images))
             blobs = all(image.known for image in images)  # else some may belong to the one whose manifest is damaged
             moved: dict[Content, str] = {}
             for content in sorted(self._inventory.stored() - needed):
@@ -243,7 +270,7 @@ class _Collection:
             if self._dry_run:
                 return path
             target = self._state.path("ingest", f"{GONE}{content.kind}-{content.key[-16:]}-{time.time_ns():x}")
-            os.rename(path, target)
+            rename_directory(lambda: os.rename(path, target), path)
         except FileNotFoundError:
             return ""
         else:
@@ -260,22 +287,35 @@ class _Collection:
         return True
 
     def clear(self, partial_age: float) -> tuple[tuple[str, ...], int]:
-        """Remove the entries of ``ROOT/ingest`` that have no owner: their names, and the bytes that they took."""
+        """Remove the entries of ``ROOT/ingest`` that have no owner: their names, and the bytes that they took.
+
+        One that cannot be removed keeps no other one; the first failure is raised when all had their turn.
+        """
         removed, freed = [], 0
+        failures: list[OSError] = []
         for name in sorted(os.listdir(self._state.path("ingest"))):
-            path = self._state.path("ingest", name)
-            with suppress(FileNotFoundError):
-                if name.startswith(GONE):
-                    freed += self.remove(path)
-                elif name.startswith(PARTIAL):
-                    size = self._remove_partial(path, partial_age)
-                    if size is not None:
-                        removed.append(name)
-                        freed += size
-                elif not begun_before(self._locks, os.lstat(path).st_ctime_ns):
-                    freed += self.remove(path)
+            try:
+                size = self._clear_one(name, partial_age)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failures.append(error)
+                continue
+            if size is not None:
+                freed += size
+                if not name.startswith(GONE):
                     removed.append(name)
+        if failures:
+            raise failures[0]
         return tuple(removed), freed
+
+    def _clear_one(self, name: str, partial_age: float) -> int | None:
+        path = self._state.path("ingest", name)
+        if name.startswith(PARTIAL):
+            return self._remove_partial(path, partial_age)
+        if not name.startswith(GONE) and begun_before(self._locks, os.lstat(path).st_ctime_ns):
+            return None
+        return self.remove(path)
 
     def _remove_partial(self, path: str, age: float) -> int | None:
         """The bytes of an unfinished download, None where it is young or somebody goes on with it."""
@@ -297,7 +337,7 @@ class _Collection:
         return size
 
 
-def kept(image: Held, patterns: Sequence[str]) -> bool:
+def is_kept(image: Held, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches the id, a name or a name in Docker's familiar form."""
     known = {image.id, image.id.partition(":")[2]}
     for name in image.names:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 from containerkit.errors import ImageError, KernelError
-from containerkit.image.store.leases import BLOB, hold
+from containerkit.image.store.leases import BLOB, bring
 from containerkit.linux.locks import locked, same_file
 from containerkit.linux.paths import write_all
 
@@ -53,7 +53,7 @@ class Ingest:
     def __init__(self, root: str, descriptor: Descriptor | None = None, source: BlobSource | None = None) -> None:
         self._root = root
         descriptor = descriptor if hasattr(source, "open_at") else None
-        with _named(os.path.join(root, "ingest")):
+        with named(os.path.join(root, "ingest")):
             opened = _open_partial(root, descriptor) if descriptor is not None else None
             self.resumable = opened is not None
             self._fd, self._path = opened or _open_new(os.path.join(root, "ingest"))
@@ -76,7 +76,7 @@ class Ingest:
 
     def write(self, content: bytes | memoryview) -> None:
         """Append."""
-        with _named(self._path):
+        with named(self._path):
             write_all(self._fd, content)
 
     def stored(self, size: int, position: int) -> bytes:
@@ -91,9 +91,9 @@ class Ingest:
 
     def commit(self, digest: Digest) -> None:
         """Make it the blob ``digest``, which the caller has verified. It is on the disk when this returns."""
-        hold(self._root, BLOB, digest)
+        bring(self._root, BLOB, digest)
         path = os.path.join(self._root, "blobs", digest.algorithm, digest.hex)
-        with _named(path):
+        with named(path):
             os.fchmod(self._fd, 0o644)
             os.fsync(self._fd)
             os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
@@ -102,7 +102,7 @@ class Ingest:
             sync_directory(os.path.dirname(path))
 
     def _worth_keeping(self, error: BaseException | None) -> bool:
-        if error is None or isinstance(error, ImageError) or getattr(error, "errno", None) in _FULL:
+        if error is None or isinstance(error, ImageError) or is_full(error):
             return False
         return os.fstat(self._fd).st_size >= SMALLEST_PARTIAL
 
@@ -159,6 +159,11 @@ class Resumed:
             self._stream = self._source.open(self._descriptor)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether it says that there is no room for more on the disk."""
+    return getattr(error, "errno", None) in _FULL
+
+
 def another_place(source: BlobSource, descriptor: Descriptor) -> bool:
     """After content of ``source`` that was wrong: whether opening it again asks somebody else, as behind mirrors.
 
@@ -204,7 +209,7 @@ def _open_new(directory: str) -> tuple[int, str]:
 
 
 @contextmanager
-def _named(path: str) -> Iterator[None]:
+def named(path: str) -> Iterator[None]:
     """Errors of the disk as errors of this library, with the path."""
     try:
         yield

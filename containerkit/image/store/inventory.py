@@ -127,7 +127,8 @@ def disk_bytes(path: str, seen: set[tuple[int, int]] | None = None) -> int:
     """What a file or a tree of any depth takes on the disk, as du(1) counts it: a file of several names once.
 
     Blocks that files share (reflinks, snapshots of btrfs) count for each of them, as they do for du. ``seen`` holds the
-    files of several names that were counted already. What vanishes meanwhile counts nothing.
+    files of several names that were counted already. What vanishes meanwhile counts nothing, nor does what lies in a
+    directory that its owner may not look into.
     """
     seen = set() if seen is None else seen
     try:
@@ -159,7 +160,7 @@ def _directory(name: str, dir_fd: int | None) -> int:
     try:
         return os.open(name, OPEN_DIRECTORY, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
             return -1
         raise
 
@@ -172,7 +173,7 @@ def _entries(fd: int, seen: set[tuple[int, int]]) -> tuple[int, list[str]]:
             if entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
                 continue
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):
                 total += _blocks(entry.stat(follow_symlinks=False), seen)
     return total, directories
 

@@ -15,6 +15,7 @@ A lease with a name outlives its process: at its end, what it holds is written t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -23,10 +24,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from containerkit.errors import StateError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from containerkit.database import Database
+    from containerkit.image.store.attempts import Attempt
     from containerkit.state import State
 
 BLOB, LAYER = "blob", "layer"
@@ -44,10 +48,13 @@ MINUTE = 60.0
 class Lease:
     """What one lease holds. Made by :func:`lease`; threads may share it."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, attempt: Attempt | None = None) -> None:
         self.held: set[tuple[str, str]] = set()
-        self._fd = open_locks(root)
-        place(self._fd, fcntl.F_RDLCK, _BEGINNINGS + time.time_ns() // _US, wait=True)
+        #: Told of what is brought in meanwhile.
+        self.attempt = attempt
+        self._fd = open_locks(root, looking=True)
+        if self._fd >= 0:
+            place(self._fd, fcntl.F_RDLCK, _BEGINNINGS + time.time_ns() // _US, wait=True)
 
     def hold(self, kind: str, digest: str) -> None:
         """Keep the blob or layer ``digest``, there or not. Waits while it is just being collected."""
@@ -86,13 +93,14 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
-def lease(state: State, name: str | None = None) -> Iterator[Lease]:
+def lease(state: State, name: str | None = None, attempt: Attempt | None = None) -> Iterator[Lease]:
     """Nothing that this process brings in, looks for or reads meanwhile, in any thread, is collected.
 
     With a ``name`` it stays so until :func:`end_lease`, for any process; a process that dies before the end of the
-    block leaves the name as it was. Raises :class:`~containerkit.errors.StateError`.
+    block leaves the name as it was. ``attempt`` is told of what is brought in. Raises
+    :class:`~containerkit.errors.StateError`.
     """
-    held = Lease(state.root)
+    held = Lease(state.root, attempt)
     with _guard:
         _leases.setdefault(state.root, set()).add(held)
     try:
@@ -107,12 +115,23 @@ def lease(state: State, name: str | None = None) -> Iterator[Lease]:
 
 def hold(root: str, kind: str, digest: str) -> None:
     """Add a blob or layer to every lease that this process has on the state root ``root``."""
-    if root not in _leases:
-        return
-    with _guard:
-        held = list(_leases[root])
-    for each in held:
+    for each in _of(root):
         each.hold(kind, digest)
+
+
+def bring(root: str, kind: str, digest: str) -> None:
+    """The same for one that is about to get its name: whoever takes notes of what comes notes it."""
+    for each in _of(root):
+        each.hold(kind, digest)
+        if each.attempt is not None:
+            each.attempt.note(kind, digest)
+
+
+def _of(root: str) -> list[Lease]:
+    if root not in _leases:
+        return []
+    with _guard:
+        return list(_leases[root])
 
 
 def _record(state: State, name: str, held: Lease) -> None:
@@ -161,9 +180,22 @@ def touch_in(database: Database, image_id: str) -> None:
 # --- the locks
 
 
-def open_locks(root: str) -> int:
-    """A new open file description of the file whose bytes are locked."""
-    return os.open(os.path.join(root, "ingest.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def open_locks(root: str, *, looking: bool = False) -> int:
+    """A new open file description of the file whose bytes are locked.
+
+    Where the file system is read-only, whoever is only ``looking`` gets one for shared locks, for others may have it
+    writable elsewhere; -1 where there is no such file. Raises :class:`~containerkit.errors.StateError`.
+    """
+    path = os.path.join(root, "ingest.lock")
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if not looking or error.errno != errno.EROFS:
+            raise StateError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
 
 
 def place_of(kind: str, digest: str) -> int:

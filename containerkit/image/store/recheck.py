@@ -22,6 +22,7 @@ from containerkit.image.layers.walk import Walk
 from containerkit.image.limits import UNLIMITED
 from containerkit.image.store.blobs import BlobStore
 from containerkit.image.store.gc import replace_layer
+from containerkit.image.store.ingest import named
 from containerkit.image.store.leases import lease
 from containerkit.image.store.snapshots import LayerStore
 from containerkit.image.stream import PIECE, ReadAhead
@@ -132,7 +133,9 @@ class _Check:
 
     def _unpacked(self, layer: Layer, lowers: list[str], stack: ExitStack) -> str:
         """The layer's tree, made anew in ``ROOT/ingest``; ``stack`` removes it."""
-        temporary = tempfile.mkdtemp(prefix="layer-", dir=self._state.path("ingest"))
+        ingest = self._state.path("ingest")
+        with named(ingest):
+            temporary = tempfile.mkdtemp(prefix="layer-", dir=ingest)
         tree = os.path.join(temporary, "tree")
         stack.callback(os.rmdir, temporary)
         stack.callback(self._driver.remove, tree)

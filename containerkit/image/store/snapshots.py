@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from containerkit.image.store.leases import LAYER, hold
+from containerkit.image.store.leases import LAYER, bring, hold
+from containerkit.linux.owned import rename_directory
 from containerkit.linux.paths import rename_noreplace
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class LayerStore:
 
     def commit(self, directory: str, chain_id: Digest) -> bool:
         """Make an unpacked directory the layer ``chain_id``; False where another process came first."""
-        hold(self._root, LAYER, chain_id)
-        return rename_noreplace(directory, self.path(chain_id))
+        bring(self._root, LAYER, chain_id)
+        return rename_directory(lambda: rename_noreplace(directory, self.path(chain_id)), directory)
 
     def keys(self) -> Iterator[str]:
         """The hexadecimal chain ids of all layers."""
