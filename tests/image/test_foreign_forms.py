@@ -408,16 +408,22 @@ def test_a_config_of_many_rows_is_parsed_once(tmp_path: Path) -> None:
     assert len({image.descriptor for image in images}) == 1
 
 
+def noting(monkeypatch: pytest.MonkeyPatch, files: type[TarFiles | DirectoryFiles]) -> list[str]:
+    """The names of the files that an archive of this kind opens from now on."""
+    opened: list[str] = []
+    whole = files.open
+
+    def noted(self: Any, name: str) -> BinaryIO:
+        opened.append(name)
+        return whole(self, name)
+
+    monkeypatch.setattr(files, "open", noted)
+    return opened
+
+
 @pytest.mark.parametrize("kind", PACK)
 def test_a_layer_of_many_names_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    opened: list[str] = []
-    whole = TarFiles.open
-
-    def counted(files: TarFiles, name: str) -> BinaryIO:
-        opened.append(name)
-        return whole(files, name)
-
-    monkeypatch.setattr(TarFiles, "open", counted)
+    opened = noting(monkeypatch, TarFiles)
     config = {**CONFIG, "rootfs": {"type": "layers", "diff_ids": [digest(edited.TOP)]}}
     path = rows_of_one_file(tmp_path / "rows", 5, config, PACK[kind](edited.TOP))
     with open_archive(path) as archive:
@@ -460,14 +466,7 @@ def test_a_shared_layer_becomes_gzip_once(tmp_path: Path, monkeypatch: pytest.Mo
     entries = [*entries, describe(made.add(json.dumps(both).encode()), model.OCI_INDEX)]
     path = made.write_layout(str(tmp_path / "layout"))
     (tmp_path / "layout/index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
-    opened: list[str] = []
-    whole = DirectoryFiles.open
-
-    def counted(files: DirectoryFiles, name: str) -> BinaryIO:
-        opened.append(name)
-        return whole(files, name)
-
-    monkeypatch.setattr(DirectoryFiles, "open", counted)
+    opened = noting(monkeypatch, DirectoryFiles)
     with open_archive(path) as archive:
         images = archive.images()
         layers = {edited.manifest(archive, image.descriptor).layers[0] for image in images[:8]}

@@ -7,7 +7,6 @@ cache is fetching lies among them, and means nothing once nobody holds it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from containerkit.errors import DigestMismatch, RegistryNotFound, RegistryRejected
 from containerkit.image.digest import Digest, new_hash
+from containerkit.linux.locks import locked, same_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,9 +69,10 @@ class Uploads:
         return upload, fd
 
     def _make_room(self) -> None:
-        for gone in self._known.keys() - set(os.listdir(self.directory)):  # finished by another process
+        there = os.listdir(self.directory)
+        for gone in self._known.keys() - set(there):  # finished by another process
             del self._known[gone]
-        if len(os.listdir(self.directory)) >= MOST:
+        if len(there) >= MOST:
             self.sweep(IDLE)
             if len(os.listdir(self.directory)) >= MOST:
                 message = f"{MOST} uploads have been begun and not finished"
@@ -153,7 +154,7 @@ class Upload:
             fd = _open(self.path, self.id)
             try:
                 _lock(fd, self.id)
-                if not _is(fd, self.path):  # while we waited it has become a blob, or was removed
+                if not same_file(fd, self.path):  # while we waited it has become a blob, or was removed
                     raise unknown(self.id)
                 yield fd
             finally:
@@ -231,35 +232,20 @@ def _open(path: str, identity: str) -> int:
         raise unknown(identity) from None
 
 
-def _is(fd: int, path: str) -> bool:
-    """Whether the open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 def _remove(path: str) -> bool:
     """Remove a file, unless somebody holds it; who waits for it sees that it is gone."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    except BlockingIOError:
-        return False
+        if held := locked(fd):
+            os.unlink(path)
     finally:
         os.close(fd)
-    return True
+    return held
 
 
 def _lock(fd: int, identity: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            if time.monotonic() > deadline:
-                raise _busy(identity) from None
+    while not locked(fd):
+        if time.monotonic() > deadline:
+            raise _busy(identity)
         time.sleep(0.05)
